@@ -24,8 +24,9 @@ PROOF = """
 import json, sys
 import bptt
 from bptt import _levels
+module, info = _levels.kernel().__name__, bptt.info()
 imported = sorted(name for name in sys.modules if name.startswith("bptt._kernel_"))
-print(json.dumps([_levels.kernel().__name__, bptt.info(), imported]))
+print(json.dumps([module, info, imported]))
 """
 
 
