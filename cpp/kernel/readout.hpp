@@ -1,0 +1,73 @@
+// The readout of a block of columns: predictions, or errors and their gradient pulled back to the states.
+#pragma once
+
+#include <vector>
+
+#include "loss.hpp"
+#include "packed_matrix.hpp"
+
+namespace bptt {
+
+template <class Real>
+class PackedReadout {
+ public:
+  PackedReadout(const Network<Real>& net, bool backward, bool targets, int threads)
+      : net_(net), z_length_(row_length<Real>(net.m)), W_O_(net.m, net.n), bias_(z_length_) {
+    W_O_.pack(net.W_O, net.n, 1, {0, W_O_.panels()});
+    if (backward) {
+      W_O_turned_ = PackedMatrix<Real>(net.n, net.m);
+      W_O_turned_.pack(net.W_O, 1, net.n, {0, W_O_turned_.panels()});
+    }
+    std::fill_n(bias_.data(), z_length_, Real(0));
+    if (net.b_O) std::copy_n(net.b_O, net.m, bias_.data());
+    for (int i = 0; i < threads; ++i) {
+      scratch_.emplace_back(net.m, targets);
+      z_.emplace_back(chunk * z_length_);
+    }
+  }
+
+  std::int64_t z_length() const { return z_length_; }
+
+  // o, rows of m numbers, for at most `chunk` columns of r.
+  void predict(Rows<const Real> r, int columns, Real* o, int rank) {
+    Real* z = z_[std::size_t(rank)].data();
+    argument(r, columns, z);
+    bptt::predict(net_.output, net_.m, z, z_length_, columns, o, scratch_[std::size_t(rank)]);
+  }
+
+  // e = d(w E)/dz of at most `chunk` columns into rows of z_length numbers, w E into `error`. False if all weights are 0: e is 0 then.
+  bool errors(Loss loss, Rows<const Real> r, const Targets<Real>& targets, int columns, Real* e, double* error, int rank) {
+    if (targets.weights && std::all_of(targets.weights, targets.weights + columns, [](Real w) { return w == 0; })) {
+      std::fill_n(e, columns * z_length_, Real(0));
+      std::fill_n(error, columns, 0.0);
+      return false;
+    }
+    argument(r, columns, e);
+    bptt::errors(loss, net_.output, net_.m, e, z_length_, columns, targets, error, scratch_[std::size_t(rank)]);
+    return true;
+  }
+
+  // e = dE/dz for a given dE/do.
+  void pull_back(Rows<const Real> r, const Real* d_outputs, int columns, Real* e, int rank) {
+    if (net_.output == Output::softmax) argument(r, columns, e);
+    bptt::pull_back(net_.output, net_.m, e, z_length_, columns, d_outputs, scratch_[std::size_t(rank)]);
+  }
+
+  // g += e W_O, rows of n numbers.
+  void to_states(const Real* e, int columns, Rows<Real> g) const { W_O_turned_.multiply_add(e, z_length_, g.data, g.stride, columns); }
+
+ private:
+  void argument(Rows<const Real> r, int columns, Real* z) const {
+    for (int c = 0; c < columns; ++c) std::copy_n(bias_.data(), z_length_, z + c * z_length_);
+    W_O_.multiply_add(r.data, r.stride, z, z_length_, columns);
+  }
+
+  const Network<Real>& net_;
+  std::int64_t z_length_;
+  PackedMatrix<Real> W_O_, W_O_turned_;
+  Buffer<Real> bias_;
+  std::vector<LossScratch<Real>> scratch_;  // one a thread
+  std::vector<Buffer<Real>> z_;
+};
+
+}  // namespace bptt

@@ -1,0 +1,102 @@
+// The threads of one call. They split outputs, never sums, so that their number changes no bit of any result.
+#pragma once
+
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace bptt {
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// Half-open range of whole numbers.
+struct Range {
+  std::int64_t begin, end;
+};
+
+// The rank-th of `size` nearly equal parts of 0..count, cut at multiples of `grain`.
+inline Range part(std::int64_t count, std::int64_t grain, int rank, int size) {
+  const std::int64_t grains = (count + grain - 1) / grain;
+  return {std::min(count, grains * rank / size * grain), std::min(count, grains * (rank + 1) / size * grain)};
+}
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {}
+
+  int size() const { return size_; }
+
+  // All wait for the last. Spins first, since steps last microseconds; yields when the machine has other work.
+  void barrier() {
+    if (size_ == 1) return;
+    const unsigned turn = turn_.load(std::memory_order_relaxed);
+    if (waiting_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+      waiting_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn;)
+      if (++spins < 20000)
+        pause();
+      else
+        sched_yield();
+  }
+
+  // Calls work(team, rank) on each of `threads` threads; in a forked child on one, since the pool of the parent's
+  // OpenMP runtime did not come along and waiting for it would never end.
+  template <class Work>
+  static void run(int threads, Work&& work) {
+    if (threads == 1 || in_child()) {
+      Team alone(1);
+      work(alone, 0);
+      return;
+    }
+    Team team(threads);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+      team.size_ = omp_get_num_threads();  // the runtime may grant fewer
+      work(team, omp_get_thread_num());
+    }
+  }
+
+ private:
+  static std::atomic<bool>& in_child() {
+    static std::atomic<bool> child = false;
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { in_child() = true; });
+    (void)registered;
+    return child;
+  }
+
+  int size_;
+  alignas(64) std::atomic<int> waiting_ = 0;
+  alignas(64) std::atomic<unsigned> turn_ = 0;
+};
+
+// Flushes denormal numbers to zero on this thread while it lives. A gradient that has decayed below the normal range
+// is zero for every purpose, and arithmetic on it would be many times slower.
+class FlushDenormals {
+#if defined(__x86_64__)
+ public:
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // flush to zero, denormals are zero
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+}  // namespace bptt

@@ -1,0 +1,139 @@
+"""What every level offers: the functions of one segment of steps.
+
+A *level* is a module compiled for one instruction set, or ``_kernel_reference`` (NumPy). All keep no state: what a
+segment needs comes in as arrays, what it makes goes out through arrays that the caller allocated.
+
+Columns
+-------
+The sequences of a batch are sorted by length, longest first, and what belongs to step ``t`` is stored for the sequences
+that reach it: a block of ``B_t`` rows, one *column* (t, b) of the mathematics each; blocks follow one another in time. A batch of equal
+lengths is therefore a plain ``(T * B, …)`` array, and the cost of a ragged one follows the sum of its lengths.
+
+Dimension letters
+-----------------
+L : steps of the segment, t0+1 .. t1
+C : columns of the segment, the sum of ``counts[1 : L + 1]``
+n, p, m : hidden units, inputs, outputs
+ld : n rounded up to 64 bytes (`row_length`); what a row holds beyond n is never read as a number
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+#: The order is the numbering of the compiled enumerations (cpp/kernel/network.hpp, loss.hpp).
+ACTIVATIONS = ("identity", "tanh", "logistic", "relu", "leaky_relu", "elu", "softplus", "softsign")
+FORMS = ("activation", "preactivation")
+READOUTS = ("activation", "preactivation")
+OUTPUTS = ("softmax", "linear")
+LOSSES = ("cross_entropy", "squared_error")
+
+
+def row_length(n: int, itemsize: int) -> int:
+    """Numbers in one stored row of n: n rounded up to a multiple of 64 bytes."""
+    step = 64 // itemsize
+    return -(-n // step) * step
+
+
+class Network(NamedTuple):
+    """A network as a level takes it: contiguous arrays of one dtype, names as their index in the tuples above."""
+
+    W_R: Array  # (n, n)
+    W_I: Array  # (n, p); for tokens W_I transposed, (p, ld)
+    W_O: Array | None  # (m, n)
+    b: Array | None  # (n,), b_R + b_I
+    b_O: Array | None  # (m,)
+    activation: int
+    form: int
+    readout: int
+    output: int
+
+
+class Sums(NamedTuple):
+    """Accumulators of the gradient, float64 and contiguous; None where it is not wanted."""
+
+    W_R: Array  # (n, n)
+    W_I: Array  # (n, p); for tokens transposed, (p, n)
+    W_O: Array | None  # (m, n)
+    b: Array | None  # (n,)
+    b_O: Array | None  # (m,)
+
+
+class Kernel(Protocol):
+    """The functions of a level. float32 or float64 by the dtype of the arrays; ``threads`` never changes a bit."""
+
+    def forward(
+        self,
+        network: Network,
+        x: Array,  # (C, p), or int32 (C,): tokens in 0..p-1
+        counts: Array,  # int64 (L + 2,): columns at steps t0, t0+1, ..., t1, t1+1
+        a: Array,  # (counts[0] + C, ld): the first counts[0] rows are a_t0 (read), the others a_t (written)
+        h: Array | None,  # (C, ld): pre-activations (written)
+        threads: int,
+    ) -> int:
+        """States of one segment. Returns the first column with a state (a, or h where stored) that is not finite, or -1."""
+        ...
+
+    def outputs(
+        self,
+        network: Network,
+        r: Array,  # (C, ld): a_t or h_t, what the readout reads
+        o: Array,  # (C, m) (written)
+        threads: int,
+    ) -> None:
+        """Predictions o_t = softmax(z_t) or z_t, z_t = W_O r_t + b_O."""
+        ...
+
+    def direct(
+        self,
+        network: Network,
+        loss: int,  # index in LOSSES
+        a: Array,  # (C, ld): a_t
+        h: Array | None,  # (C, ld): needed where the readout reads h
+        y: Array,  # int32 (C,) for cross-entropy, else (C, m)
+        weights: Array | None,  # (C,): w_t; None means 1. Where it is 0, y is not used
+        errors: Array,  # float64 (C,) (written): w_t E_t
+        g: Array,  # (C, ld) (written): d(w_t E_t)/dh_t
+        threads: int,
+    ) -> None:
+        """Errors of one segment and their direct part."""
+        ...
+
+    def backward(
+        self,
+        network: Network,
+        loss: int,  # index in LOSSES, or -1: no errors of its own, only the upstream gradients
+        x: Array,  # as in forward
+        counts: Array,  # as in forward
+        a: Array,  # as in forward, all rows read
+        h: Array | None,  # as in direct
+        y: Array | None,  # as in direct
+        weights: Array | None,  # as in direct
+        d_outputs: Array | None,  # (C, m): dE/do_t, used where loss is -1
+        d_states: Array | None,  # (C, n): dE/d(the form's own state at t), added to what the network itself gives
+        carry: Array,  # (B, ld): for the counts[L+1] columns that go on after t1, dE/da_t1;
+        #                for the others dE/d(their final state, the form's own). The first counts[1] rows become dE/da_t0
+        errors: Array | None,  # float64 (C,) (written): w_t E_t, where loss is not -1
+        sums: Sums,  # added to
+        d_x: Array | None,  # (C, p) (written): dE/dx_t
+        delta: Array | None,  # (C, ld) (written): delta_t = dE/dh_t
+        threads: int,
+    ) -> int:
+        """Gradient of one segment. Returns the last column (the first met, going back) whose delta is not finite, or -1."""
+        ...
+
+    def activate(
+        self,
+        activation: int,
+        h: Array,  # contiguous, any shape
+        a: Array | None,  # like h (written): the activation
+        d: Array | None,  # like h (written): its derivative, from h
+        log_d: Array | None,  # like h (written): the logarithm of the derivative's modulus
+    ) -> None:
+        """sigma(h), sigma'(h) and log sigma'(h), element by element."""
+        ...
