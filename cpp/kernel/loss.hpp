@@ -72,6 +72,20 @@ void softmax(Turned<Real>& z, int m, int columns, Real* top_out = nullptr, Real*
   }
 }
 
+// o -> d (diag o - o o^T) in place, for one register of columns. A constant added to d changes nothing: taking away the
+// likeliest class's entry leaves nothing to cancel where o is nearly 1.
+template <class Real>
+void through_softmax(Turned<Real>& o, const Turned<Real>& d, int m, int c) {
+  Vector<Real> likeliest = o.get(0, c), base = d.get(0, c), along{};
+  for (int i = 1; i < m; ++i) {
+    const Vector<Real> p = o.get(i, c);
+    base = p > likeliest ? d.get(i, c) : base;
+    likeliest = p > likeliest ? p : likeliest;
+  }
+  for (int i = 0; i < m; ++i) along += o.get(i, c) * (d.get(i, c) - base);
+  for (int i = 0; i < m; ++i) o.set(i, c, o.get(i, c) * (d.get(i, c) - base - along));
+}
+
 // Targets and weights of a chunk's columns; null: absent.
 template <class Real>
 struct Targets {
@@ -105,23 +119,23 @@ void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int c
       if (w[c] != 0) z[c * stride + targets.classes[c]] -= w[c];
     return;
   }
-  Turned<Real>& y = scratch.y;
-  y.turn_in(targets.values, m, columns);
+  Turned<Real>& d = scratch.y;
+  d.turn_in(targets.values, m, columns);
   if (output == Output::softmax) softmax(t, m, columns);
   for (int c = 0; c < columns; c += lanes<Real>) {
-    const Vector<Real> v = load(w + c);
-    Vector<Real> square{}, along{};
+    Vector<Real> square{};
     for (int i = 0; i < m; ++i) {
-      const Vector<Real> o = t.get(i, c), d = o - y.get(i, c);
-      square += d * d;
-      along += d * o;
+      const Vector<Real> difference = t.get(i, c) - d.get(i, c);
+      square += difference * difference;
+      d.set(i, c, 2 * difference);
     }
     store(own + c, square);
-    for (int i = 0; i < m; ++i) {
-      const Vector<Real> o = t.get(i, c), d = o - y.get(i, c);
-      const Vector<Real> e = output == Output::softmax ? 2 * v * o * (d - along) : 2 * v * d;
-      t.set(i, c, v == 0 ? v : e);
-    }
+    if (output == Output::softmax)
+      through_softmax(t, d, m, c);
+    else
+      for (int i = 0; i < m; ++i) t.set(i, c, d.get(i, c));
+    const Vector<Real> v = load(w + c);
+    for (int i = 0; i < m; ++i) t.set(i, c, v == 0 ? v : t.get(i, c) * v);
   }
   for (int c = 0; c < columns; ++c) error[c] = w[c] == 0 ? 0 : double(w[c]) * double(own[c]);
   t.turn_out(z, stride, columns);
@@ -138,11 +152,7 @@ void pull_back(Output output, int m, Real* z, std::int64_t stride, int columns, 
   o.turn_in(z, stride, columns);
   d.turn_in(d_outputs, m, columns);
   softmax(o, m, columns);
-  for (int c = 0; c < columns; c += lanes<Real>) {
-    Vector<Real> along{};
-    for (int i = 0; i < m; ++i) along += o.get(i, c) * d.get(i, c);
-    for (int i = 0; i < m; ++i) o.set(i, c, o.get(i, c) * (d.get(i, c) - along));
-  }
+  for (int c = 0; c < columns; c += lanes<Real>) through_softmax(o, d, m, c);
   o.turn_out(z, stride, columns);
 }
 

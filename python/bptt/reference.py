@@ -212,8 +212,14 @@ def prediction(network: Network, z: Array) -> Array:
 
 
 def through_prediction(network: Network, o: Array, d_o: Array) -> Array:
-    """dE/dz_t from dE/do_t: dE/do_t (diag o_t - o_t o_t^T) for a softmax, dE/do_t for a linear output."""
-    return d_o * o - (d_o * o).sum(axis=-1, keepdims=True) * o if network.output == "softmax" else d_o
+    """dE/dz_t from dE/do_t: dE/do_t (diag o_t - o_t o_t^T) for a softmax, dE/do_t for a linear output.
+
+    A constant added to dE/do_t changes nothing; taking away the likeliest class's entry leaves nothing to cancel at o ~ 1.
+    """
+    if network.output == "linear":
+        return d_o
+    d = d_o - np.take_along_axis(d_o, o.real.argmax(axis=-1, keepdims=True), axis=-1)
+    return o * (d - (o * d).sum(axis=-1, keepdims=True))
 
 
 def error(network: Network, loss: str, z: Array, y: Array) -> tuple[Array, Array]:
