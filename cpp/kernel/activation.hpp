@@ -16,10 +16,6 @@ inline constexpr Real leaky_slope = Real(0.01);
 
 namespace detail {
 
-// A lambda for each activation, and one place that tells them apart: outside the loops.
-template <class Real, class Loop>
-[[gnu::always_inline]] inline void for_activation(Activation activation, Loop loop);
-
 // sigma(h) of one vector.
 template <class Real, Activation activation>
 [[gnu::always_inline]] inline Vector<Real> activated(Vector<Real> h) {
@@ -118,14 +114,22 @@ struct Choice {
 template <class F>
 [[gnu::always_inline]] inline void choose(Activation activation, F f) {
   switch (activation) {
-    case Activation::identity: return f(Choice<Activation::identity>{});
-    case Activation::tanh: return f(Choice<Activation::tanh>{});
-    case Activation::logistic: return f(Choice<Activation::logistic>{});
-    case Activation::relu: return f(Choice<Activation::relu>{});
-    case Activation::leaky_relu: return f(Choice<Activation::leaky_relu>{});
-    case Activation::elu: return f(Choice<Activation::elu>{});
-    case Activation::softplus: return f(Choice<Activation::softplus>{});
-    case Activation::softsign: return f(Choice<Activation::softsign>{});
+    case Activation::identity:
+      return f(Choice<Activation::identity>{});
+    case Activation::tanh:
+      return f(Choice<Activation::tanh>{});
+    case Activation::logistic:
+      return f(Choice<Activation::logistic>{});
+    case Activation::relu:
+      return f(Choice<Activation::relu>{});
+    case Activation::leaky_relu:
+      return f(Choice<Activation::leaky_relu>{});
+    case Activation::elu:
+      return f(Choice<Activation::elu>{});
+    case Activation::softplus:
+      return f(Choice<Activation::softplus>{});
+    case Activation::softsign:
+      return f(Choice<Activation::softsign>{});
   }
 }
 
