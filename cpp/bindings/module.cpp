@@ -10,11 +10,13 @@ namespace py = pybind11;
 namespace bptt::bindings {
 void bind_activation(py::module_& m);
 void bind_segment(py::module_& m);
+void bind_stream(py::module_& m);
 }  // namespace bptt::bindings
 
 PYBIND11_MODULE(BPTT_MODULE, m) {
   bptt::bindings::bind_activation(m);
   bptt::bindings::bind_segment(m);
+  bptt::bindings::bind_stream(m);
   m.def("build_info", [] {
     return py::dict(py::arg("level") = BPTT_LEVEL, py::arg("compiler") = "g++ " __VERSION__, py::arg("flags") = BPTT_FLAGS,
                     py::arg("vector_bytes") = bptt::vector_bytes,
