@@ -8,7 +8,8 @@ void activate(int activation, const py::array& h, const py::object& a, const py:
   for_dtype(h, [&](auto real) {
     using Real = decltype(real);
     const auto* from = data<const Real>(h, "h");
-    Real *to = data<Real>(a, "a", h.size()), *slope = data<Real>(d, "d", h.size()), *log_slope = data<Real>(log_d, "log_d", h.size());
+    Real *to = data<Real>(a, "a", h.size()), *slope = data<Real>(d, "d", h.size()),
+         *log_slope = data<Real>(log_d, "log_d", h.size());
     const auto sigma = static_cast<Activation>(activation);
     const py::gil_scoped_release release;
     if (slope || log_slope) derivative(sigma, from, slope, log_slope, h.size());

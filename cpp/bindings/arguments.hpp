@@ -23,7 +23,8 @@ T* data(py::handle object, const char* name, std::int64_t size = any_size) {
     throw py::type_error(std::string(name) + ": a contiguous array of the network's dtype is wanted");
   const auto array = py::reinterpret_borrow<py::array>(object);
   if (size != any_size && array.size() != size)
-    throw py::value_error(std::string(name) + " must hold " + std::to_string(size) + " numbers, but holds " + std::to_string(array.size()));
+    throw py::value_error(std::string(name) + " must hold " + std::to_string(size) + " numbers, but holds " +
+                          std::to_string(array.size()));
   if constexpr (std::is_const_v<T>)
     return static_cast<T*>(array.data());
   else

@@ -18,9 +18,9 @@ PYBIND11_MODULE(BPTT_MODULE, m) {
   bptt::bindings::bind_segment(m);
   bptt::bindings::bind_stream(m);
   m.def("build_info", [] {
-    return py::dict(py::arg("level") = BPTT_LEVEL, py::arg("compiler") = "g++ " __VERSION__, py::arg("flags") = BPTT_FLAGS,
-                    py::arg("vector_bytes") = bptt::vector_bytes,
-                    py::arg("eigen") = std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." +
-                                       std::to_string(EIGEN_MINOR_VERSION));
+    return py::dict(py::arg("level") = BPTT_LEVEL, py::arg("compiler") = "g++ " __VERSION__,
+                    py::arg("flags") = BPTT_FLAGS, py::arg("vector_bytes") = bptt::vector_bytes,
+                    py::arg("eigen") = std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) +
+                                       "." + std::to_string(EIGEN_MINOR_VERSION));
   });
 }

@@ -12,12 +12,15 @@ int extent(py::handle array, int axis) { return int(py::reinterpret_borrow<py::a
 
 bool are_tokens(const Array& x) { return py::isinstance<py::array_t<std::int32_t>>(x); }
 
-// The fields of _kernel.Network. W_I has the shape that the inputs x want, (n, p), or (p, row_length(n)) for tokens; without x it is not read.
+// The fields of _kernel.Network. W_I has the shape that the inputs x want, (n, p), or (p, row_length(n)) for tokens;
+// without x it is not read.
 template <class Real>
 Network<Real> network(const py::tuple& t, const Array* x = nullptr) {
   const bool tokens = x && are_tokens(*x);
   const int n = extent(t[0], 0), p = x ? extent(t[1], tokens ? 0 : 1) : 0, m = t[2].is_none() ? 0 : extent(t[2], 0);
-  return {n, p, m,
+  return {n,
+          p,
+          m,
           data<const Real>(t[0], "W_R", std::int64_t(n) * n),
           x ? data<const Real>(t[1], "W_I", std::int64_t(p) * (tokens ? row_length<Real>(n) : n)) : nullptr,
           data<const Real>(t[2], "W_O", std::int64_t(m) * n),
@@ -41,7 +44,8 @@ std::int64_t columns(const py::array_t<std::int64_t>& counts) {
 }
 
 template <class Real>
-Segment<Real> segment(const Network<Real>& net, const Array& x, const py::array_t<std::int64_t>& counts, py::handle a, py::handle h) {
+Segment<Real> segment(const Network<Real>& net, const Array& x, const py::array_t<std::int64_t>& counts, py::handle a,
+                      py::handle h) {
   const std::int64_t C = columns(counts);
   Segment<Real> s{int(counts.size()) - 2, counts.data(), {}, {}, {}};
   if (are_tokens(x))
@@ -64,7 +68,8 @@ Targets<Real> targets(const Network<Real>& net, int loss, py::handle y, py::hand
   return t;
 }
 
-std::int64_t forward(const py::tuple& net, const Array& x, const py::array_t<std::int64_t>& counts, const Array& a, const Optional& h, int threads) {
+std::int64_t forward(const py::tuple& net, const Array& x, const py::array_t<std::int64_t>& counts, const Array& a,
+                     const Optional& h, int threads) {
   return for_dtype(a, [&](auto real) {
     const auto n = network<decltype(real)>(net, &x);
     const auto s = segment(n, x, counts, a, h);
@@ -85,8 +90,8 @@ void outputs(const py::tuple& net, const Array& r, const Array& o, int threads) 
   });
 }
 
-void direct(const py::tuple& net, int loss, const Array& a, const Optional& h, const Array& y, const Optional& weights, const Array& errors,
-            const Array& g, int threads) {
+void direct(const py::tuple& net, int loss, const Array& a, const Optional& h, const Array& y, const Optional& weights,
+            const Array& errors, const Array& g, int threads) {
   for_dtype(a, [&](auto real) {
     using Real = decltype(real);
     const auto n = network<Real>(net);
@@ -100,9 +105,10 @@ void direct(const py::tuple& net, int loss, const Array& a, const Optional& h, c
   });
 }
 
-std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::array_t<std::int64_t>& counts, const Array& a, const Optional& h,
-                      const Optional& y, const Optional& weights, const Optional& d_outputs, const Optional& d_states, const Array& carry,
-                      const Optional& errors, const py::tuple& sums, const Optional& d_x, const Optional& delta, int threads) {
+std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::array_t<std::int64_t>& counts,
+                      const Array& a, const Optional& h, const Optional& y, const Optional& weights,
+                      const Optional& d_outputs, const Optional& d_states, const Array& carry, const Optional& errors,
+                      const py::tuple& sums, const Optional& d_x, const Optional& delta, int threads) {
   return for_dtype(a, [&](auto real) {
     using Real = decltype(real);
     const auto n = network<Real>(net, &x);
@@ -132,8 +138,8 @@ void bind_segment(py::module_& m) {
   m.def("forward", &forward, "network"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "threads"_a);
   m.def("outputs", &outputs, "network"_a, "r"_a, "o"_a, "threads"_a);
   m.def("direct", &direct, "network"_a, "loss"_a, "a"_a, "h"_a, "y"_a, "weights"_a, "errors"_a, "g"_a, "threads"_a);
-  m.def("backward", &backward, "network"_a, "loss"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "y"_a, "weights"_a, "d_outputs"_a, "d_states"_a, "carry"_a,
-        "errors"_a, "sums"_a, "d_x"_a, "delta"_a, "threads"_a);
+  m.def("backward", &backward, "network"_a, "loss"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "y"_a, "weights"_a,
+        "d_outputs"_a, "d_states"_a, "carry"_a, "errors"_a, "sums"_a, "d_x"_a, "delta"_a, "threads"_a);
 }
 
 }  // namespace bptt::bindings

@@ -1,6 +1,7 @@
 // Predictions, errors, and the errors' gradients by the readout's argument z, for a few dozen columns at once.
 //
-// Classes are rows here and columns (t, b) run along the registers: exp and log work at full width however few classes there are.
+// Classes are rows here and columns (t, b) run along the registers: exp and log work at full width however few classes
+// there are.
 #pragma once
 
 #include <limits>
@@ -100,8 +101,8 @@ struct Targets {
 
 // Turns z (rows of m numbers, `stride` apart) into e = d(w E)/dz, and writes w E.
 template <class Real>
-void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int columns, const Targets<Real>& targets, double* error,
-            LossScratch<Real>& scratch) {
+void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int columns, const Targets<Real>& targets,
+            double* error, LossScratch<Real>& scratch) {
   alignas(row_bytes) Real w[chunk], own[chunk], top[chunk], log_sum[chunk];
   for (int c = 0; c < chunk; ++c) w[c] = c >= columns ? Real(0) : targets.weights ? targets.weights[c] : Real(1);
   Turned<Real>& t = scratch.z;
@@ -109,7 +110,8 @@ void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int c
   if (loss == Loss::cross_entropy) {
     for (int c = 0; c < columns; ++c) own[c] = w[c] == 0 ? Real(0) : z[c * stride + targets.classes[c]];
     softmax(t, m, columns, top, log_sum);
-    for (int c = 0; c < columns; ++c) error[c] = w[c] == 0 ? 0 : double(w[c]) * (double(top[c] - own[c]) + double(log_sum[c]));
+    for (int c = 0; c < columns; ++c)
+      error[c] = w[c] == 0 ? 0 : double(w[c]) * (double(top[c] - own[c]) + double(log_sum[c]));
     for (int c = 0; c < columns; c += lanes<Real>) {
       const Vector<Real> v = load(w + c);
       for (int i = 0; i < m; ++i) t.set(i, c, v == 0 ? v : t.get(i, c) * v);
@@ -143,7 +145,8 @@ void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int c
 
 // Turns z into e = dE/dz for a given dE/do (rows of m numbers).
 template <class Real>
-void pull_back(Output output, int m, Real* z, std::int64_t stride, int columns, const Real* d_outputs, LossScratch<Real>& scratch) {
+void pull_back(Output output, int m, Real* z, std::int64_t stride, int columns, const Real* d_outputs,
+               LossScratch<Real>& scratch) {
   if (output == Output::linear) {
     for (int c = 0; c < columns; ++c) std::copy_n(d_outputs + std::int64_t(c) * m, m, z + c * stride);
     return;
@@ -158,7 +161,8 @@ void pull_back(Output output, int m, Real* z, std::int64_t stride, int columns, 
 
 // Turns z into predictions o, rows of m numbers.
 template <class Real>
-void predict(Output output, int m, const Real* z, std::int64_t stride, int columns, Real* o, LossScratch<Real>& scratch) {
+void predict(Output output, int m, const Real* z, std::int64_t stride, int columns, Real* o,
+             LossScratch<Real>& scratch) {
   if (output == Output::linear) {
     for (int c = 0; c < columns; ++c) std::copy_n(z + c * stride, m, o + std::int64_t(c) * m);
     return;

@@ -11,7 +11,8 @@ enum class Form { activation, preactivation };     // what the carried state is:
 enum class Readout { activation, preactivation };  // what the readout reads
 enum class Output { softmax, linear };
 
-//   h_t = W_R a_{t-1} + W_I x_t + b,   a_t = sigma(h_t),   z_t = W_O r_t + b_O,   r_t = a_t or h_t,   o_t = softmax(z_t) or z_t
+//   h_t = W_R a_{t-1} + W_I x_t + b,   a_t = sigma(h_t),   z_t = W_O r_t + b_O,   r_t = a_t or h_t,   o_t =
+//   softmax(z_t) or z_t
 template <class Real>
 struct Network {
   int n, p, m;      // hidden units, inputs, outputs (m = 0: no readout)

@@ -1,13 +1,15 @@
 // Sums of outer products over a block of columns: S(i, k) += sum_j u_j[i] v_j[k], the shape of every weight's gradient.
 //
-// The block's columns come as narrow strips, so that both operands stream through the nearest cache. A tile sums its columns in registers, in order, in the precision of the operands, and adds to S in float64.
+// The block's columns come as narrow strips, so that both operands stream through the nearest cache. A tile sums its
+// columns in registers, in order, in the precision of the operands, and adds to S in float64.
 #pragma once
 
 #include "packed_matrix.hpp"
 
 namespace bptt {
 
-// Columns cut into strips of `line` numbers: number r of column j of strip q is data[q * strip_step + j * column_step + r].
+// Columns cut into strips of `line` numbers: number r of column j of strip q is data[q * strip_step + j * column_step +
+// r].
 template <class Real>
 struct Strips {
   const Real* data;
@@ -73,10 +75,12 @@ inline constexpr std::array<std::array<OuterSum<Real>, outer_height>, 2> outer_s
 
 }  // namespace tile
 
-// Adds one strip of u (columns following one another) times all strips of v, over one block of columns: a few rows of S.
+// Adds one strip of u (columns following one another) times all strips of v, over one block of columns: a few rows of
+// S.
 template <class Real>
 void outer_sum(const Real* u, std::int64_t strip, Strips<Real> v, std::int64_t columns, const Sum& sum) {
-  const std::int64_t first = strip * tile::outer_height, height = std::min<std::int64_t>(tile::outer_height, sum.u_count - first);
+  const std::int64_t first = strip * tile::outer_height,
+                     height = std::min<std::int64_t>(tile::outer_height, sum.u_count - first);
   const std::int64_t strips = (sum.v_count + line<Real> - 1) / line<Real>;
   for (std::int64_t q = 0; q < strips;) {
     const bool wide = strips - q >= tile::outer_panels;
@@ -85,9 +89,11 @@ void outer_sum(const Real* u, std::int64_t strip, Strips<Real> v, std::int64_t c
   }
 }
 
-// Copies numbers first..first+width of each column, rows of memory of `count` numbers, to a strip; zeros beyond the last.
+// Copies numbers first..first+width of each column, rows of memory of `count` numbers, to a strip; zeros beyond the
+// last.
 template <class Real>
-void pack_strip(const Real* rows, std::int64_t row_step, std::int64_t columns, std::int64_t first, std::int64_t count, int width, Real* strip) {
+void pack_strip(const Real* rows, std::int64_t row_step, std::int64_t columns, std::int64_t first, std::int64_t count,
+                int width, Real* strip) {
   const std::int64_t full = std::clamp<std::int64_t>(count - first, 0, width);
   for (std::int64_t j = 0; j < columns; ++j, strip += width) {
     const Real* from = rows + j * row_step + first;

@@ -1,10 +1,12 @@
 // A matrix packed once for the time loop, and its product with a block of columns.
 //
-// Panels of `line` rows: what one k of the inner loop needs is one line of 64 bytes, aligned and next to the one before.
-// Columns are rows of memory (one column (t, b) after another), so the product needs no packing of its right side.
+// Panels of `line` rows: what one k of the inner loop needs is one line of 64 bytes, aligned and next to the one
+// before. Columns are rows of memory (one column (t, b) after another), so the product needs no packing of its right
+// side.
 //
 // Every element of a product is one chain of fused multiply-adds over k, or several chains over interleaved k when
-// the tile alone would leave the units waiting. How many depends on the tile, and the tile on the problem, never on who computes it.
+// the tile alone would leave the units waiting. How many depends on the tile, and the tile on the problem, never on who
+// computes it.
 #pragma once
 
 #include <array>
@@ -17,10 +19,10 @@ namespace bptt {
 
 namespace tile {
 
-inline constexpr int vectors = row_bytes / vector_bytes;                 // registers a line
-inline constexpr int accumulators = vector_bytes == 64 ? 24 : 12;        // that fit beside operands
-inline constexpr int max_columns = vector_bytes == 16 ? 3 : 6;           // columns of a tile
-inline constexpr int busy = 8;                                           // chains that keep two units of latency 4 at work
+inline constexpr int vectors = row_bytes / vector_bytes;           // registers a line
+inline constexpr int accumulators = vector_bytes == 64 ? 24 : 12;  // that fit beside operands
+inline constexpr int max_columns = vector_bytes == 16 ? 3 : 6;     // columns of a tile
+inline constexpr int busy = 8;                                     // chains that keep two units of latency 4 at work
 
 // Panels that a tile of N columns takes at once: 1, 2 or 4.
 constexpr int panels(int N) {
@@ -55,7 +57,8 @@ void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Rea
 #pragma GCC unroll 4
     for (int i = 0; i < P; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) w[i][v] = load(panel + i * panel_stride + std::int64_t(k) * line<Real> + v * lanes<Real>);
+      for (int v = 0; v < V; ++v)
+        w[i][v] = load(panel + i * panel_stride + std::int64_t(k) * line<Real> + v * lanes<Real>);
 #pragma GCC unroll 6
     for (int j = 0; j < N; ++j) {
       const Vector<Real> b = broadcast(x[j * x_stride + k]);
@@ -120,11 +123,15 @@ class PackedMatrix {
 
   PackedMatrix() = default;
   PackedMatrix(std::int64_t rows, std::int64_t inner)
-      : rows_(rows), inner_(inner), panels_(row_length<Real>(int(rows)) / line<Real>), data_(panels_ * inner * line<Real>) {}
+      : rows_(rows),
+        inner_(inner),
+        panels_(row_length<Real>(int(rows)) / line<Real>),
+        data_(panels_ * inner * line<Real>) {}
 
   std::int64_t panels() const { return panels_; }
 
-  // Packs the given panels of a matrix whose element (i, k) is source[i * row_step + k * column_step]. Rows beyond the last are zero.
+  // Packs the given panels of a matrix whose element (i, k) is source[i * row_step + k * column_step]. Rows beyond the
+  // last are zero.
   void pack(const Real* source, std::int64_t row_step, std::int64_t column_step, Range panels) {
     for (std::int64_t q = panels.begin; q < panels.end; ++q) {
       const std::int64_t first = q * line<Real>, full = std::min<std::int64_t>(line<Real>, rows_ - first);
@@ -138,25 +145,28 @@ class PackedMatrix {
   }
 
   // Y(rows of the panels, j) += M X(:, j) for the columns of one tile, at most tile::max_columns.
-  void multiply_add(const Real* x, std::int64_t x_stride, Real* y, std::int64_t y_stride, std::int64_t columns, Range panels) const {
+  void multiply_add(const Real* x, std::int64_t x_stride, Real* y, std::int64_t y_stride, std::int64_t columns,
+                    Range panels) const {
     const int P = tile::panels(int(columns));
     const std::int64_t stride = inner_ * line<Real>;
     for (std::int64_t q = panels.begin; q < panels.end;) {
       const std::int64_t left = panels.end - q;
       const int log = P >= 4 && left >= 4 ? 2 : P >= 2 && left >= 2 ? 1 : 0;
-      tile::multiply_adds<Real>[std::size_t(log)][std::size_t(columns - 1)](data_.data() + q * stride, stride, int(inner_), x, x_stride,
-                                                                            y + q * line<Real>, y_stride);
+      tile::multiply_adds<Real>[std::size_t(log)][std::size_t(columns - 1)](
+          data_.data() + q * stride, stride, int(inner_), x, x_stride, y + q * line<Real>, y_stride);
       q += 1 << log;
     }
   }
 
-  // Y += M X for all rows and any number of columns. A group of panels stays in the nearer cache while the columns pass.
+  // Y += M X for all rows and any number of columns. A group of panels stays in the nearer cache while the columns
+  // pass.
   void multiply_add(const Real* x, std::int64_t x_stride, Real* y, std::int64_t y_stride, std::int64_t columns) const {
     const ColumnTiles tiles(columns);
     for (std::int64_t q = 0; q < panels_; q += group)
       for (std::int64_t i = 0; i < tiles.tiles; ++i) {
         const std::int64_t j = tiles.begin(i);
-        multiply_add(x + j * x_stride, x_stride, y + j * y_stride, y_stride, tiles.end(i) - j, {q, std::min(q + group, panels_)});
+        multiply_add(x + j * x_stride, x_stride, y + j * y_stride, y_stride, tiles.end(i) - j,
+                     {q, std::min(q + group, panels_)});
       }
   }
 

@@ -35,8 +35,10 @@ class PackedReadout {
     bptt::predict(net_.output, net_.m, z, z_length_, columns, o, scratch_[std::size_t(rank)]);
   }
 
-  // e = d(w E)/dz of at most `chunk` columns into rows of z_length numbers, w E into `error`. False if all weights are 0: e is 0 then.
-  bool errors(Loss loss, Rows<const Real> r, const Targets<Real>& targets, int columns, Real* e, double* error, int rank) {
+  // e = d(w E)/dz of at most `chunk` columns into rows of z_length numbers, w E into `error`. False if all weights are
+  // 0: e is 0 then.
+  bool errors(Loss loss, Rows<const Real> r, const Targets<Real>& targets, int columns, Real* e, double* error,
+              int rank) {
     if (targets.weights && std::all_of(targets.weights, targets.weights + columns, [](Real w) { return w == 0; })) {
       std::fill_n(e, columns * z_length_, Real(0));
       std::fill_n(error, columns, 0.0);
@@ -54,7 +56,9 @@ class PackedReadout {
   }
 
   // g += e W_O, rows of n numbers.
-  void to_states(const Real* e, int columns, Rows<Real> g) const { W_O_turned_.multiply_add(e, z_length_, g.data, g.stride, columns); }
+  void to_states(const Real* e, int columns, Rows<Real> g) const {
+    W_O_turned_.multiply_add(e, z_length_, g.data, g.stride, columns);
+  }
 
  private:
   void argument(Rows<const Real> r, int columns, Real* z) const {

@@ -28,15 +28,15 @@ struct Sums {
 template <class Real>
 struct Backward {
   Loss loss;
-  Targets<Real> targets;        // for a loss of one's own
-  const Real* d_outputs;        // (C, m) dE/do_t, null: zero; for Loss::upstream
-  const Real* d_states;         // (C, n) added dE/d(state, the form's own), null: zero
-  Rows<Real> carry;             // (B) in: dE/da_t1 of the counts[L+1] columns that go on, dE/d(final state, the form's own)
-                                //         of the others; out: the first counts[1] rows become dE/da_t0
-  double* errors;               // (C) w_t E_t, written; for a loss of one's own
+  Targets<Real> targets;  // for a loss of one's own
+  const Real* d_outputs;  // (C, m) dE/do_t, null: zero; for Loss::upstream
+  const Real* d_states;   // (C, n) added dE/d(state, the form's own), null: zero
+  Rows<Real> carry;       // (B) in: dE/da_t1 of the counts[L+1] columns that go on, dE/d(final state, the form's own)
+                          //         of the others; out: the first counts[1] rows become dE/da_t0
+  double* errors;         // (C) w_t E_t, written; for a loss of one's own
   Sums sums;
-  Real* d_x;                    // (C, p) dE/dx_t, written; null: not wanted
-  Rows<Real> delta;             // (C) delta_t = dE/dh_t, written; absent: not wanted
+  Real* d_x;         // (C, p) dE/dx_t, written; null: not wanted
+  Rows<Real> delta;  // (C) delta_t = dE/dh_t, written; absent: not wanted
 };
 
 // Writes the states. Returns the first column where a state is not finite, or -1.
@@ -47,10 +47,11 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
 template <class Real>
 void outputs(const Network<Real>& net, Rows<const Real> r, Real* o, int threads);
 
-// Writes the errors w_t E_t (C) and their direct part g_t = d(w_t E_t)/dh_t, from a_t and, where the readout reads it, h_t.
+// Writes the errors w_t E_t (C) and their direct part g_t = d(w_t E_t)/dh_t, from a_t and, where the readout reads it,
+// h_t.
 template <class Real>
-void direct(const Network<Real>& net, Loss loss, Rows<const Real> a, Rows<const Real> h, const Targets<Real>& targets, double* errors,
-            Rows<Real> g, int threads);
+void direct(const Network<Real>& net, Loss loss, Rows<const Real> a, Rows<const Real> h, const Targets<Real>& targets,
+            double* errors, Rows<Real> g, int threads);
 
 // Adds the gradient. Returns the last column where delta is not finite, or -1.
 template <class Real>

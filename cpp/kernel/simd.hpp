@@ -1,7 +1,8 @@
 // The registers of one level: a vector of Real as wide as the instruction set this image is compiled for.
 //
-// Compiler vectors rather than intrinsics or Eigen packets: the same source is right for SSE, AVX2, AVX-512 and any other
-// target, arithmetic on them is IEEE lane by lane, and a*b + c contracts to one fused operation where the level has it.
+// Compiler vectors rather than intrinsics or Eigen packets: the same source is right for SSE, AVX2, AVX-512 and any
+// other target, arithmetic on them is IEEE lane by lane, and a*b + c contracts to one fused operation where the level
+// has it.
 #pragma once
 
 #include <cstdint>
