@@ -1,0 +1,164 @@
+"""How a batch lies in memory: sequences sorted by length, the columns (t, b) of one step after those of the last.
+
+Row ``start(t) + j`` of a stored array belongs to step t and to the sequence of rank j (rank 0 is the longest). Arrays
+of states begin with the block of t = 0; arrays of inputs, errors and the like begin with t = 1, B rows later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bptt._kernel import Array, row_length
+
+_STEPS = 4096
+_BYTES = 4 << 20
+_FLOP = 3_000_000_000
+
+
+def segment_steps(n: int, p: int, m: int, size: int, dtype: np.dtype[np.floating]) -> int:
+    """Steps of a segment: the grid on which every call over this problem works, from t = 0.
+
+    Long enough that a call into the kernel (microseconds) is lost in it, short enough that its states stay in cache
+    and Ctrl-C is heard soon. A power of two, so that the kernel's own blocks of steps come out even.
+    """
+    column = (2 * row_length(n, dtype.itemsize) + p + m) * dtype.itemsize
+    flop = 6 * n * (n + p + m)
+    steps = min(_STEPS, _BYTES // (column * size), _FLOP // (flop * size))
+    return 1 << max(steps, 1).bit_length() - 1
+
+
+class Segment:
+    """Steps t0+1 .. t1 and where their columns are."""
+
+    __slots__ = ("before", "counts", "end", "first", "t0", "t1", "where")
+
+    def __init__(self, t0: int, t1: int, counts: Array, before: int, first: int, end: int) -> None:
+        self.t0, self.t1 = t0, t1
+        self.counts = counts  # columns at t0 .. t1 + 1
+        self.before, self.first, self.end = before, first, end  # start(t0), start(t0 + 1), start(t1 + 1)
+        self.where: tuple[Array, Array] | None = None  # t - t0 - 1 and b of each column; None where all are present
+
+    @property
+    def columns(self) -> int:
+        return self.end - self.first
+
+    def locate(self, column: int) -> tuple[int, int]:
+        """The step t (from 1) and the sequence b (from 0) of a column."""
+        if self.where is None:
+            step, sequence = divmod(column, int(self.counts[0]))
+        else:
+            step, sequence = (int(index[column]) for index in self.where)
+        return self.t0 + 1 + step, sequence
+
+
+class Columns:
+    """The columns of a batch: ``size`` sequences of an array of ``time`` steps, the longest of ``steps`` steps."""
+
+    __slots__ = ("_ascending", "_prefix", "grid", "lengths", "order", "size", "steps", "time")
+
+    def __init__(self, time: int, size: int, lengths: Array | None, grid: int) -> None:
+        self.time, self.size, self.lengths, self.grid = time, size, lengths, grid
+        self.steps = time
+        self.order: Array | None = None  # the sequence of each rank; None where all are equally long
+        if lengths is not None:
+            self.steps = int(lengths.max())
+            if int(lengths.min()) < self.steps:
+                self.order = np.argsort(-lengths, kind="stable")
+                self._ascending = np.sort(lengths)
+                self._prefix = np.concatenate(([0], np.cumsum(self._ascending + 1)))
+
+    @property
+    def total(self) -> int:
+        """Columns of all steps from t = 1 on: the sum of the lengths."""
+        return self.start(self.steps + 1) - self.size
+
+    def start(self, t: int) -> int:
+        """The first row of step t: the sum over the sequences of min(length + 1, t)."""
+        if self.order is None:
+            return self.size * t
+        return int(self._starts(np.asarray(t)))
+
+    def _starts(self, t: Array) -> Array:
+        over = np.searchsorted(self._ascending, t, side="left")  # sequences with length < t
+        starts: Array = self._prefix[over] + t * (self.size - over)
+        return starts
+
+    def finals(self) -> slice | Array:
+        """The row of each sequence's last step, by rank."""
+        if self.order is None:
+            return slice(self.size * self.steps, self.size * (self.steps + 1))
+        lengths = self._ascending[::-1]
+        return self._starts(lengths) + np.arange(self.size)
+
+    def segments(self) -> Iterator[Segment]:
+        for t0 in range(0, self.steps, self.grid):
+            yield self._segment(t0)
+
+    def segments_backward(self) -> Iterator[Segment]:
+        for t0 in range((self.steps - 1) // self.grid * self.grid, -1, -self.grid):
+            yield self._segment(t0)
+
+    def _segment(self, t0: int) -> Segment:
+        t1 = min(t0 + self.grid, self.steps)
+        if self.order is None:
+            counts = np.empty(t1 - t0 + 2, np.int64)
+            counts.fill(self.size)
+            if t1 == self.steps:
+                counts[-1] = 0
+            before = self.size * t0
+            return Segment(t0, t1, counts, before, before + self.size, self.size * (t1 + 1))
+        counts = self.size - np.searchsorted(self._ascending, np.arange(t0, t1 + 2), side="left")
+        before = self.start(t0)
+        present = counts[1:-1]
+        steps = np.repeat(np.arange(t1 - t0), present)
+        ranks = np.arange(len(steps)) - np.repeat(np.cumsum(present) - present, present)
+        first = before + int(counts[0])
+        segment = Segment(t0, t1, counts, before, first, first + len(steps))
+        segment.where = steps, self.order[ranks]
+        return segment
+
+    def ends(self, segment: Segment) -> slice | Array | None:
+        """The columns of a segment at which a sequence ends, if there are any."""
+        if self.order is None:
+            return slice(segment.columns - self.size, None) if segment.t1 == self.steps else None
+        assert self.lengths is not None and segment.where is not None
+        steps, sequences = segment.where
+        ends = np.flatnonzero(steps + segment.t0 + 1 == self.lengths[sequences])
+        return ends if len(ends) else None
+
+    def block(self, packed: Array, segment: Segment) -> Array:
+        """The packed columns of a segment as (L, B, ...), zero beyond a length: a view where no step is missing."""
+        sizes = (segment.t1 - segment.t0, self.size, *packed.shape[1:])
+        if segment.where is None:
+            return packed.reshape(sizes)
+        result = np.zeros(sizes, packed.dtype)
+        result[segment.where] = packed
+        return result
+
+    def sort(self, rows: Array) -> Array:
+        """Rows (B, ...) of the sequences, by rank."""
+        return rows if self.order is None else rows[self.order]
+
+    def unsort(self, rows: Array) -> Array:
+        """Rows (B, ...) by rank, in the order of the sequences."""
+        if self.order is None:
+            return rows
+        result = np.empty_like(rows)
+        result[self.order] = rows
+        return result
+
+    def unpack(self, packed: Array, since: int) -> Array:
+        """Packed rows from step ``since`` (0 or 1) on as (time + 1 - since, B, ...): a view where none is missing."""
+        tail = packed.shape[1:]
+        if self.order is None and self.steps == self.time:
+            return packed.reshape(self.time + 1 - since, self.size, *tail)
+        result = np.zeros((self.time + 1 - since, self.size, *tail), packed.dtype)
+        skip = self.size if since else 0
+        if not since:
+            result[0] = self.unsort(packed[: self.size])
+        for segment in self.segments():
+            block = self.block(packed[segment.first - skip : segment.end - skip], segment)
+            result[segment.t0 + 1 - since : segment.t1 + 1 - since] = block
+        return result

@@ -1,0 +1,137 @@
+"""One call's way over the segments: forward through time, and back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from bptt import _levels
+from bptt._arguments import Extent, Nonfinite
+from bptt._columns import Columns, Segment, segment_steps
+from bptt._kernel import Array, Sums
+from bptt._memory import aligned
+from bptt._streams import Indices, Stream, place
+from bptt.network import RNN
+
+Window = tuple[Array, Array | None]  # rows t0 .. t1 of a and, where h is kept, rows t0+1 .. t1 of h
+
+
+class States(NamedTuple):
+    """The rows of all steps from t = 0 on."""
+
+    a: Array
+    h: Array | None  # the block of t = 0 is h_0 in form "preactivation", else 0
+
+    def window(self, segment: Segment) -> Window:
+        h = self.h
+        return self.a[segment.before : segment.end], None if h is None else h[segment.first : segment.end]
+
+
+def readout_rows(rnn: RNN, segment: Segment, window: Window) -> Array:
+    """r_t0+1 .. r_t1 (C, ld): what the readout reads."""
+    a, h = window
+    if rnn.readout == "activation":
+        return a[segment.first - segment.before :]
+    assert h is not None
+    return h
+
+
+class Pull(NamedTuple):
+    """What pulls on a segment: the arguments of `Kernel.backward` that say so."""
+
+    loss: int = -1
+    y: Array | None = None
+    weights: Array | None = None
+    d_outputs: Array | None = None
+    d_states: Array | None = None
+    errors: Array | None = None  # w_t E_t: for the kernel to write, or there already where loss is -1
+
+
+class Source(Protocol):
+    """Where the gradient comes from. Asked once for each segment, the last one first."""
+
+    total_weight: float  # the sum of w_t over the steps met so far
+
+    def pull(self, segment: Segment, window: Window) -> Pull: ...
+
+
+class Sweep:
+    """What the segments of one call share. Each works on a window of states, wherever that lies."""
+
+    __slots__ = ("axes", "columns", "kernel", "network", "nonfinite", "rnn", "threads", "tokens", "warning", "x")
+
+    def __init__(
+        self, rnn: RNN, x: Array, extent: Extent, lengths: Array | None, nonfinite: Nonfinite, threads: int | None
+    ) -> None:
+        self.threads = _levels.resolve_threads(threads)
+        self.kernel = _levels.kernel()
+        self.rnn, self.axes = rnn, extent.axes
+        self.tokens = x.dtype.kind != "f"
+        self.network = rnn._network(self.tokens)
+        n, p = rnn.W_I.shape
+        grid = segment_steps(n, 1 if self.tokens else p, rnn.m, extent.size, rnn.dtype)
+        self.columns = Columns(extent.time, extent.size, lengths, grid)
+        if self.tokens:
+            self.x: Stream = Indices(x, extent.axes, self.columns, "x", "p", p)
+        else:
+            self.x = Stream(x, extent.axes, self.columns, rnn.dtype)
+        self.nonfinite = nonfinite
+        self.warning = ""  # to be given at the end of the call
+
+    def begin(self, initial: Array | None, *, keep_h: bool) -> States:
+        """Storage for all steps, with t = 0 filled in."""
+        rnn, columns = self.rnn, self.columns
+        rows, size = columns.start(columns.steps + 1), columns.size
+        a = aligned(rows, rnn.n, rnn.dtype)
+        h = aligned(rows, rnn.n, rnn.dtype) if keep_h else None
+        state = a if rnn.form == "activation" else h
+        for storage in (a, h):
+            if storage is not None:
+                storage[:size] = 0
+        if initial is not None:
+            assert state is not None
+            state[:size, : rnn.n] = columns.sort(initial)
+        if rnn.form == "preactivation":
+            assert h is not None
+            self.kernel.activate(self.network.activation, h[:size], a[:size], None, None)
+        return States(a, h)
+
+    def outputs(self, segment: Segment, window: Window, o: Array) -> None:
+        """Write o_t0+1 .. o_t1 (C, m)."""
+        self.kernel.outputs(self.network, readout_rows(self.rnn, segment, window), o, self.threads)
+
+    def forward(self, segment: Segment, window: Window) -> None:
+        a, h = window
+        column = self.kernel.forward(self.network, self.x.read(segment), segment.counts, a, h, self.threads)
+        if column >= 0:
+            self._not_finite(f"the state is not finite from {place(segment, column)} on")
+
+    def backward(
+        self, segment: Segment, window: Window, pull: Pull, carry: Array, sums: Sums, d_x: Array | None
+    ) -> None:
+        a, h = window
+        column = self.kernel.backward(
+            self.network,
+            pull.loss,
+            self.x.read(segment),
+            segment.counts,
+            a,
+            h if self.rnn.readout == "preactivation" else None,
+            pull.y,
+            pull.weights,
+            pull.d_outputs,
+            pull.d_states,
+            carry,
+            None if pull.loss < 0 else pull.errors,
+            sums,
+            d_x,
+            None,
+            self.threads,
+        )
+        if column >= 0:
+            self._not_finite(f"the gradient dE/dh_t is not finite from {place(segment, column)} back")
+
+    def _not_finite(self, message: str) -> None:
+        if self.nonfinite == "raise":
+            raise FloatingPointError(message)
+        if self.nonfinite == "warn" and not self.warning:
+            self.warning = message

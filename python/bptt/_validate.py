@@ -1,0 +1,90 @@
+"""What enters from outside: each function returns its argument as the library uses it, or raises.
+
+A wrong kind of object or dtype is a TypeError, a wrong shape, range or name a ValueError.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bptt._kernel import Array
+
+
+def as_array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # nested lists of unequal lengths
+        raise ValueError(f"{name} is no rectangular array: {error}") from None
+
+
+def numbers(name: str, value: Any, kinds: str = "iuf") -> Array:
+    """An array of real numbers that is cast to float32 or float64 without a question."""
+    array = as_array(name, value)
+    dtype = array.dtype
+    if dtype.kind not in kinds or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):
+        raise TypeError(f"{name} must hold real numbers (float32, float64 or integers); got {dtype}")
+    return array
+
+
+def shape(name: str, array: Array, symbols: str, sizes: tuple[int | None, ...]) -> None:
+    """Raise unless the array has these sizes (None: any); ``symbols`` names them, such as ``"T, B, m"``."""
+    if array.shape == sizes:
+        return
+    if array.ndim != len(sizes) or any(size not in (None, have) for size, have in zip(sizes, array.shape, strict=True)):
+        raise ValueError(f"{name} must have shape {symbolic(symbols, sizes)}; got {array.shape}")
+
+
+def symbolic(symbols: str, sizes: tuple[int | None, ...]) -> str:
+    """``(T, p) with p = 3``."""
+    known = [f"{name} = {size}" for name, size in zip(symbols.split(", "), sizes, strict=False) if size is not None]
+    return f"{in_brackets(symbols)} with {', '.join(known)}" if known else in_brackets(symbols)
+
+
+def in_brackets(symbols: str) -> str:
+    return f"({symbols},)" if symbols and "," not in symbols else f"({symbols})"
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {type(value).__name__}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer; got {type(value).__name__}") from None
+    if number < least:
+        raise ValueError(f"{name} must be an integer >= {least}; got {number}")
+    return number
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number >= 0, or inf."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{name} must be >= 0; got {value}")
+    return float(value)
+
+
+def precision(name: str, value: npt.DTypeLike) -> np.dtype[Any]:
+    dtype = np.dtype(value)
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"{name} must be float32 or float64; got {dtype}")
+    return dtype
