@@ -17,6 +17,16 @@ in form "activation", whose initial value is a_0 itself. So dE/d(initial) = δ_1
 
 Complex weights and inputs pass through every activation, output and error as through analytic functions (a kink is
 decided by the real part), so that a derivative is Im f(w + iε)/ε without cancellation (Squire and Trapp 1998).
+
+Examples
+--------
+h_t = w h_{t-1} has dh_T/dw = T w^(T-1) h_0, and what reaches h_0 is w^T:
+
+>>> network = Network(W_R=np.array([[0.5]]), W_I=np.zeros((1, 1)), activation="identity")
+>>> x = np.zeros((3, 1))
+>>> gradients = backward(network, x, forward(network, x, initial=np.array([8.0])), d_final=np.ones(1))
+>>> gradients.W_R, gradients.initial
+(array([[6.]]), array([0.125]))
 """
 
 from __future__ import annotations
@@ -214,20 +224,22 @@ def prediction(network: Network, z: Array) -> Array:
 def through_prediction(network: Network, o: Array, d_o: Array) -> Array:
     """dE/dz_t from dE/do_t: dE/do_t (diag o_t - o_t o_t^T) for a softmax, dE/do_t for a linear output.
 
-    A constant added to dE/do_t changes nothing; taking away the likeliest class's entry leaves nothing to cancel at o ~ 1.
+    A constant added to dE/do_t changes nothing; without the likeliest class's entry nothing cancels where o_t ~ 1.
     """
     if network.output == "linear":
         return d_o
     d = d_o - np.take_along_axis(d_o, o.real.argmax(axis=-1, keepdims=True), axis=-1)
-    return o * (d - (o * d).sum(axis=-1, keepdims=True))
+    return np.asarray(o * (d - (o * d).sum(axis=-1, keepdims=True)))
 
 
 def error(network: Network, loss: str, z: Array, y: Array) -> tuple[Array, Array]:
     """E_t and dE_t/dz_t: cross-entropy -log o_t[y_t] with integers y (...), or squared error sum_i (o_i - y_i)^2."""
     o = prediction(network, z)
     if loss == "cross_entropy":
-        E = log_sum_exp(z) - np.take_along_axis(z, y[..., None], axis=-1)
-        return E[..., 0], o - one_hot(y, z.shape[-1])
+        E = log_sum_exp(z - np.take_along_axis(z, y[..., None], axis=-1))
+        target = one_hot(y, z.shape[-1])
+        others = o * (1 - target)
+        return E[..., 0], others - target * others.sum(axis=-1, keepdims=True)  # o - target, uncancelled where o_y ~ 1
     return ((o - y) ** 2).sum(axis=-1), through_prediction(network, o, 2 * (o - y))
 
 
