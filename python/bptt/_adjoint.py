@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from bptt._memory import aligned
 from bptt._sweep import Source, States, Sweep, Window
 from bptt.results import Gradients
 
-Shape = tuple[int, ...]
+Part = tuple[slice, tuple[int, ...]]
 
 
 class Adjoint:
@@ -26,7 +26,7 @@ class Adjoint:
         The sum of w_t E_t.
     """
 
-    __slots__ = ("_carry", "_d_x", "_flat", "_shapes", "_source", "_sums", "_sweep", "value")
+    __slots__ = ("_carry", "_d_x", "_flat", "_parts", "_source", "_sums", "_sweep", "value")
 
     def __init__(self, sweep: Sweep, source: Source, d_final: Array | None, wrt_inputs: bool) -> None:
         self._sweep, self._source = sweep, source
@@ -38,11 +38,11 @@ class Adjoint:
         if d_final is not None:
             self._carry[:, :n] = columns.sort(d_final)
         self._d_x: Array | None = np.empty((columns.total, p), sweep.rnn.dtype) if wrt_inputs else None
-        self._shapes: list[Shape | None] = [(n, n), (p, n) if sweep.tokens else (n, p)]
-        self._shapes += [None if weight is None else weight.shape for weight in (network.W_O, network.b, network.b_O)]
+        m, b, b_O = sweep.rnn.m, network.b is not None, network.b_O is not None
+        self._parts = layout(n, p, m, b, b_O, sweep.tokens)
         # One array for all sums: cleared, scaled and rounded as one.
-        self._flat: Array = np.zeros(sum(math.prod(shape) for shape in self._shapes if shape is not None))
-        self._sums = Sums(*split(self._flat, self._shapes))
+        self._flat: Array = np.zeros(n * n + n * p + m * n + n * b + m * b_O)
+        self._sums = Sums(*split(self._flat, self._parts))
 
     def take(self, segment: Segment, window: Window) -> None:
         """Go back through a segment."""
@@ -61,10 +61,10 @@ class Adjoint:
         flat, d_x = self._flat, self._d_x
         if factor != 1:
             flat *= factor
+        W_R, W_I, W_O, b, b_O = self._sums
         if rnn.dtype != flat.dtype:
-            with np.errstate(over=sweep.nonfinite):  # NumPy's word for it is the same
-                flat = flat.astype(rnn.dtype)
-        W_R, W_I, W_O, b, b_O = split(flat, self._shapes)
+            with np.errstate(over=sweep.nonfinite):  # NumPy's words for it are the same
+                W_R, W_I, W_O, b, b_O = split(flat.astype(rnn.dtype), self._parts)
         if sweep.tokens:
             W_I = np.ascontiguousarray(W_I.T)
         if d_x is not None:
@@ -101,14 +101,18 @@ class Adjoint:
         return self._carry[:, : rnn.n]
 
 
-def split(flat: Array, shapes: Sequence[Shape | None]) -> list[Any]:
-    """Consecutive parts of a vector, in these shapes; None for None."""
-    parts: list[Array | None] = []
+@cache
+def layout(n: int, p: int, m: int, b: bool, b_O: bool, tokens: bool) -> tuple[Part | None, ...]:
+    """Where in one vector the five sums of `Sums` lie, and their shapes; None for one that is not wanted."""
+    shapes = (n, n), (p, n) if tokens else (n, p), (m, n) if m else None, (n,) if b else None, (m,) if b_O else None
+    parts: list[Part | None] = []
     stop = 0
     for shape in shapes:
-        if shape is None:
-            parts.append(None)
-        else:
-            start, stop = stop, stop + math.prod(shape)
-            parts.append(flat[start:stop].reshape(shape))
-    return parts
+        start = stop
+        stop += math.prod(shape) if shape else 0
+        parts.append((slice(start, stop), shape) if shape else None)
+    return tuple(parts)
+
+
+def split(flat: Array, parts: tuple[Part | None, ...]) -> list[Any]:
+    return [None if part is None else flat[part[0]].reshape(part[1]) for part in parts]

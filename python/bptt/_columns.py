@@ -7,6 +7,8 @@ of states begin with the block of t = 0; arrays of inputs, errors and the like b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ _BYTES = 4 << 20
 _FLOP = 3_000_000_000
 
 
+@cache
 def segment_steps(n: int, p: int, m: int, size: int, dtype: np.dtype[np.floating]) -> int:
     """Steps of a segment: the grid on which every call over this problem works, from t = 0.
 
@@ -56,11 +59,12 @@ class Segment:
 class Columns:
     """The columns of a batch: ``size`` sequences of an array of ``time`` steps, the longest of ``steps`` steps."""
 
-    __slots__ = ("_ascending", "_prefix", "grid", "lengths", "order", "size", "steps", "time")
+    __slots__ = ("_ascending", "_latest", "_prefix", "grid", "lengths", "order", "size", "steps", "time")
 
     def __init__(self, time: int, size: int, lengths: Array | None, grid: int) -> None:
         self.time, self.size, self.lengths, self.grid = time, size, lengths, grid
         self.steps = time
+        self._latest: Segment | None = None  # the way back begins with the one that the way forth ended with
         self.order: Array | None = None  # the sequence of each rank; None where all are equally long
         if lengths is not None:
             self.steps = int(lengths.max())
@@ -92,6 +96,9 @@ class Columns:
         lengths = self._ascending[::-1]
         return self._starts(lengths) + np.arange(self.size)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Columns, (self.time, self.size, self.lengths, self.grid)
+
     def segments(self) -> Iterator[Segment]:
         for t0 in range(0, self.steps, self.grid):
             yield self._segment(t0)
@@ -101,22 +108,29 @@ class Columns:
             yield self._segment(t0)
 
     def _segment(self, t0: int) -> Segment:
-        t1 = min(t0 + self.grid, self.steps)
-        if self.order is None:
-            counts = np.empty(t1 - t0 + 2, np.int64)
-            counts.fill(self.size)
-            if t1 == self.steps:
-                counts[-1] = 0
-            before = self.size * t0
-            return Segment(t0, t1, counts, before, before + self.size, self.size * (t1 + 1))
+        latest = self._latest
+        if latest is None or latest.t0 != t0:
+            t1 = min(t0 + self.grid, self.steps)
+            latest = self._latest = self._full(t0, t1) if self.order is None else self._ragged(t0, t1, self.order)
+        return latest
+
+    def _full(self, t0: int, t1: int) -> Segment:
+        counts = np.empty(t1 - t0 + 2, np.int64)
+        counts.fill(self.size)
+        if t1 == self.steps:
+            counts[-1] = 0
+        before = self.size * t0
+        return Segment(t0, t1, counts, before, before + self.size, self.size * (t1 + 1))
+
+    def _ragged(self, t0: int, t1: int, order: Array) -> Segment:
         counts = self.size - np.searchsorted(self._ascending, np.arange(t0, t1 + 2), side="left")
-        before = self.start(t0)
         present = counts[1:-1]
         steps = np.repeat(np.arange(t1 - t0), present)
         ranks = np.arange(len(steps)) - np.repeat(np.cumsum(present) - present, present)
+        before = self.start(t0)
         first = before + int(counts[0])
         segment = Segment(t0, t1, counts, before, first, first + len(steps))
-        segment.where = steps, self.order[ranks]
+        segment.where = steps, order[ranks]
         return segment
 
     def ends(self, segment: Segment) -> slice | Array | None:

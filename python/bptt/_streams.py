@@ -9,6 +9,7 @@ from bptt._kernel import Array
 from bptt._memory import contiguous
 
 _INT32 = np.dtype(np.int32)
+_UNSIGNED = {np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)}
 
 
 def place(segment: Segment, column: int) -> str:
@@ -47,7 +48,8 @@ class Stream:
 
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
         """The columns of a segment; where a weight is 0 their values do not matter."""
-        return contiguous(self.columns(segment), self.dtype)
+        columns = self.columns(segment)
+        return columns if self._flat is not None else contiguous(columns, self.dtype)
 
 
 class Weights(Stream):
@@ -76,7 +78,9 @@ class Indices(Stream):
         indices = self.columns(segment)
         if weights is not None:
             indices = np.where(weights != 0, indices, 0)
-        if np.minimum.reduce(indices) < 0 or np.maximum.reduce(indices) >= self.limit:
+        if not indices.dtype.isnative:
+            indices = indices.astype(indices.dtype.newbyteorder("="))
+        if np.maximum.reduce(indices.view(_UNSIGNED[indices.dtype])) >= self.limit:  # what is negative is huge there
             column = int(np.argmax((indices < 0) | (indices >= self.limit)))
             wanted = f"{self.name} must be in 0..{self.symbol}-1 with {self.symbol} = {self.limit}"
             raise ValueError(f"{wanted}; got {indices[column]} {place(segment, column)}")

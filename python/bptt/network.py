@@ -89,6 +89,7 @@ class RNN:
     form: str
     readout: str
     output: str
+    _codes: tuple[int, int, int, int]  # the four choices as a level takes them
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class RNN:
         names = {"activation": activation, "form": form, "readout": readout, "output": output}
         for name, value in names.items():
             object.__setattr__(self, name, _validate.choice(name, value, CHOICES[name]))
+        object.__setattr__(self, "_codes", tuple(CHOICES[name].index(value) for name, value in names.items()))
 
     @property
     def n(self) -> int:
@@ -384,10 +386,7 @@ class RNN:
             self.W_O,
             b_R if b_I is None else b_I if b_R is None else b_R + b_I,
             self.b_O,
-            ACTIVATIONS.index(self.activation),
-            FORMS.index(self.form),
-            READOUTS.index(self.readout),
-            OUTPUTS.index(self.output),
+            *self._codes,
         )
 
 
