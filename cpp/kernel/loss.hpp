@@ -4,7 +4,8 @@
 // there are.
 #pragma once
 
-#include <limits>
+#include <algorithm>
+#include <utility>
 
 #include "elementary.hpp"
 #include "network.hpp"
@@ -17,27 +18,73 @@ enum class Loss { upstream = -1, cross_entropy, squared_error };
 // Columns treated at once.
 inline constexpr int chunk = 48;
 
-// A chunk turned on its side: row i holds number i of each of the chunk's columns.
+// The square block of numbers that `lanes` registers hold, turned about its diagonal.
+template <class Real>
+[[gnu::always_inline]] inline void transpose(Vector<Real> (&v)[lanes<Real>]) {
+  constexpr auto turn = []<int s>(Vector<Real>(&w)[lanes<Real>]) __attribute__((always_inline)) {
+    constexpr auto masks = []<std::size_t... k>(std::index_sequence<k...>) {
+      constexpr Integer<Real> W = lanes<Real>;
+      return std::pair{Mask<Real>{(k & s ? Integer<Real>(k) - s + W : Integer<Real>(k))...},
+                       Mask<Real>{(k & s ? Integer<Real>(k) + W : Integer<Real>(k) + s)...}};
+    }
+    (std::make_index_sequence<lanes<Real>>{});
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<Real>; ++i)
+      if (!(i & s)) {
+        const Vector<Real> low = w[i], high = w[i + s];
+        w[i] = __builtin_shuffle(low, high, masks.first);
+        w[i + s] = __builtin_shuffle(low, high, masks.second);
+      }
+  };
+  turn.template operator()<1>(v);
+  if constexpr (lanes < Real >> 2) turn.template operator()<2>(v);
+  if constexpr (lanes < Real >> 4) turn.template operator()<4>(v);
+  if constexpr (lanes < Real >> 8) turn.template operator()<8>(v);
+}
+
+// A chunk turned on its side: row i holds number i of each of the chunk's columns. Columns that the chunk lacks repeat
+// its last one, so that no new kind of number appears in them.
 template <class Real>
 class Turned {
  public:
-  explicit Turned(int rows) : rows_(rows), data_(std::int64_t(rows) * chunk) {}
+  explicit Turned(int rows) : rows_(rows), data_(row_length<Real>(rows) * std::int64_t{chunk}) {}
 
-  Vector<Real> get(int i, int c) const { return load(data_.data() + i * chunk + c); }
-  void set(int i, int c, Vector<Real> v) { store(data_.data() + i * chunk + c, v); }
+  Vector<Real> get(int i, int c) const { return load(at(i, c)); }
+  void set(int i, int c, Vector<Real> v) { store(at(i, c), v); }
 
-  void turn_in(const Real* rows, std::int64_t stride, int columns) {
-    for (int c = 0; c < columns; ++c)
-      for (int i = 0; i < rows_; ++i) data_.data()[i * chunk + c] = rows[c * stride + i];
-    for (int c = columns; c < chunk; ++c)  // repeat the last column: whatever it holds, no new kind of number appears
-      for (int i = 0; i < rows_; ++i) data_.data()[i * chunk + c] = rows[(columns - 1) * stride + i];
+  // Rows of memory padded to a line.
+  void turn_in_padded(const Real* rows, std::int64_t stride, int columns) {
+    for (int c = 0; c < columns; c += lanes<Real>)
+      for (int i = 0; i < rows_; i += lanes<Real>) {
+        Vector<Real> block[lanes<Real>];
+        for (int k = 0; k < lanes<Real>; ++k) block[k] = load(rows + std::min(c + k, columns - 1) * stride + i);
+        transpose<Real>(block);
+        for (int k = 0; k < lanes<Real>; ++k) set(i + k, c, block[k]);
+      }
   }
-  void turn_out(Real* rows, std::int64_t stride, int columns) const {
+  void turn_out_padded(Real* rows, std::int64_t stride, int columns) const {
+    for (int c = 0; c < columns; c += lanes<Real>)
+      for (int i = 0; i < rows_; i += lanes<Real>) {
+        Vector<Real> block[lanes<Real>];
+        for (int k = 0; k < lanes<Real>; ++k) block[k] = get(i + k, c);
+        transpose<Real>(block);
+        for (int k = 0; k < std::min(lanes<Real>, columns - c); ++k) store(rows + (c + k) * stride + i, block[k]);
+      }
+  }
+
+  // Rows of exactly this many numbers, one after another.
+  void turn_in(const Real* rows, int columns) {
+    for (int c = 0; c < chunk; ++c)
+      for (int i = 0; i < rows_; ++i) *at(i, c) = rows[std::min(c, columns - 1) * rows_ + i];
+  }
+  void turn_out(Real* rows, int columns) const {
     for (int c = 0; c < columns; ++c)
-      for (int i = 0; i < rows_; ++i) rows[c * stride + i] = data_.data()[i * chunk + c];
+      for (int i = 0; i < rows_; ++i) rows[c * rows_ + i] = *at(i, c);
   }
 
  private:
+  Real* at(int i, int c) const { return data_.data() + std::int64_t{i} * chunk + c; }
+
   int rows_;
   Buffer<Real> data_;
 };
@@ -106,7 +153,7 @@ void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int c
   alignas(row_bytes) Real w[chunk], own[chunk], top[chunk], log_sum[chunk];
   for (int c = 0; c < chunk; ++c) w[c] = c >= columns ? Real(0) : targets.weights ? targets.weights[c] : Real(1);
   Turned<Real>& t = scratch.z;
-  t.turn_in(z, stride, columns);
+  t.turn_in_padded(z, stride, columns);
   if (loss == Loss::cross_entropy) {
     for (int c = 0; c < columns; ++c) own[c] = w[c] == 0 ? Real(0) : z[c * stride + targets.classes[c]];
     softmax(t, m, columns, top, log_sum);
@@ -116,13 +163,13 @@ void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int c
       const Vector<Real> v = load(w + c);
       for (int i = 0; i < m; ++i) t.set(i, c, v == 0 ? v : t.get(i, c) * v);
     }
-    t.turn_out(z, stride, columns);
+    t.turn_out_padded(z, stride, columns);
     for (int c = 0; c < columns; ++c)
       if (w[c] != 0) z[c * stride + targets.classes[c]] -= w[c];
     return;
   }
   Turned<Real>& d = scratch.y;
-  d.turn_in(targets.values, m, columns);
+  d.turn_in(targets.values, columns);
   if (output == Output::softmax) softmax(t, m, columns);
   for (int c = 0; c < columns; c += lanes<Real>) {
     Vector<Real> square{};
@@ -140,7 +187,7 @@ void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int c
     for (int i = 0; i < m; ++i) t.set(i, c, v == 0 ? v : t.get(i, c) * v);
   }
   for (int c = 0; c < columns; ++c) error[c] = w[c] == 0 ? 0 : double(w[c]) * double(own[c]);
-  t.turn_out(z, stride, columns);
+  t.turn_out_padded(z, stride, columns);
 }
 
 // Turns z into e = dE/dz for a given dE/do (rows of m numbers).
@@ -152,11 +199,11 @@ void pull_back(Output output, int m, Real* z, std::int64_t stride, int columns, 
     return;
   }
   Turned<Real>&o = scratch.z, &d = scratch.y;
-  o.turn_in(z, stride, columns);
-  d.turn_in(d_outputs, m, columns);
+  o.turn_in_padded(z, stride, columns);
+  d.turn_in(d_outputs, columns);
   softmax(o, m, columns);
   for (int c = 0; c < columns; c += lanes<Real>) through_softmax(o, d, m, c);
-  o.turn_out(z, stride, columns);
+  o.turn_out_padded(z, stride, columns);
 }
 
 // Turns z into predictions o, rows of m numbers.
@@ -167,9 +214,9 @@ void predict(Output output, int m, const Real* z, std::int64_t stride, int colum
     for (int c = 0; c < columns; ++c) std::copy_n(z + c * stride, m, o + std::int64_t(c) * m);
     return;
   }
-  scratch.z.turn_in(z, stride, columns);
+  scratch.z.turn_in_padded(z, stride, columns);
   softmax(scratch.z, m, columns);
-  scratch.z.turn_out(o, m, columns);
+  scratch.z.turn_out(o, columns);
 }
 
 }  // namespace bptt

@@ -34,7 +34,8 @@ inline constexpr int outer_panels = vector_bytes == 64 ? 2 : 1;
 inline constexpr int outer_height = vector_bytes == 64 ? 8 : vector_bytes == 32 ? 6 : 3;
 
 template <class Real, int P, int N>
-void outer_sum(const Real* u, Strips<Real> v, std::int64_t columns, const Sum& sum, std::int64_t i0, std::int64_t k0) {
+void outer_sum(const Real* u, std::int64_t u_step, Strips<Real> v, std::int64_t columns, const Sum& sum,
+               std::int64_t i0, std::int64_t k0) {
   constexpr int V = vectors;
   Vector<Real> acc[N][P][V] = {};
 #pragma GCC unroll 2
@@ -46,7 +47,7 @@ void outer_sum(const Real* u, Strips<Real> v, std::int64_t columns, const Sum& s
       for (int w = 0; w < V; ++w) row[q][w] = load(v.at(q, j) + w * lanes<Real>);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
-      const Vector<Real> b = broadcast(u[j * outer_height + i]);
+      const Vector<Real> b = broadcast(u[j * u_step + i]);
 #pragma GCC unroll 2
       for (int q = 0; q < P; ++q)
 #pragma GCC unroll 4
@@ -63,7 +64,8 @@ void outer_sum(const Real* u, Strips<Real> v, std::int64_t columns, const Sum& s
 }
 
 template <class Real>
-using OuterSum = void (*)(const Real*, Strips<Real>, std::int64_t, const Sum&, std::int64_t, std::int64_t);
+using OuterSum = void (*)(const Real*, std::int64_t, Strips<Real>, std::int64_t, const Sum&, std::int64_t,
+                          std::int64_t);
 template <class Real, int P, int... N>
 constexpr std::array<OuterSum<Real>, sizeof...(N)> by_height(std::integer_sequence<int, N...>) {
   return {&outer_sum<Real, P, N + 1>...};
@@ -78,13 +80,14 @@ inline constexpr std::array<std::array<OuterSum<Real>, outer_height>, 2> outer_s
 // Adds one strip of u (columns following one another) times all strips of v, over one block of columns: a few rows of
 // S.
 template <class Real>
-void outer_sum(const Real* u, std::int64_t strip, Strips<Real> v, std::int64_t columns, const Sum& sum) {
+void outer_sum(const Real* u, std::int64_t u_step, std::int64_t strip, Strips<Real> v, std::int64_t columns,
+               const Sum& sum) {
   const std::int64_t first = strip * tile::outer_height,
                      height = std::min<std::int64_t>(tile::outer_height, sum.u_count - first);
   const std::int64_t strips = (sum.v_count + line<Real> - 1) / line<Real>;
   for (std::int64_t q = 0; q < strips;) {
     const bool wide = strips - q >= tile::outer_panels;
-    tile::outer_sums<Real>[wide][std::size_t(height - 1)](u, v.from(q), columns, sum, first, q * line<Real>);
+    tile::outer_sums<Real>[wide][std::size_t(height - 1)](u, u_step, v.from(q), columns, sum, first, q * line<Real>);
     q += wide ? tile::outer_panels : 1;
   }
 }

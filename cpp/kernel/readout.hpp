@@ -62,7 +62,8 @@ class PackedReadout {
 
  private:
   void argument(Rows<const Real> r, int columns, Real* z) const {
-    for (int c = 0; c < columns; ++c) std::copy_n(bias_.data(), z_length_, z + c * z_length_);
+    for (int c = 0; c < columns; ++c)
+      for (std::int64_t i = 0; i < z_length_; i += lanes<Real>) store(z + c * z_length_ + i, load(bias_.data() + i));
     W_O_.multiply_add(r.data, r.stride, z, z_length_, columns);
   }
 

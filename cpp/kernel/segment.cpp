@@ -68,7 +68,8 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
     const Share<Real> share(cut, rank, team.size());
     for (int k = 0; k < layout.blocks(); ++k) {
       each_chunk(layout.columns(k), team, rank, [&](std::int64_t first, int columns) {
-        for (std::int64_t j = first; j < first + columns; ++j) std::copy_n(bias.data(), length, h[j]);
+        for (std::int64_t j = first; j < first + columns; ++j)
+          for (std::int64_t i = 0; i < length; i += lanes<Real>) store(h[j] + i, load(bias.data() + i));
         if (segment.inputs.x)
           W_I.multiply_add(segment.inputs.x + first * net.p, net.p, h[first], length, columns);
         else
@@ -341,17 +342,24 @@ void BackwardPass<Real>::add_sums(const Block& block, const Team& team, int rank
                              : Strips<Real>{a_strips_.data() + ahead(block) * line<Real>, a_step, line<Real>};
   const auto strips = [](int count) { return (count + tile::outer_height - 1) / tile::outer_height; };
   const Range own = part(strips(n) + (has_errors_ && task_.sums.W_O ? strips(m) : 0), 1, rank, team.size());
-  Real* const u = strip_[std::size_t(rank)].data();
+  // A strip of rows that are one line long is read where it stands; else it is brought together first.
+  const auto add = [&](const Real* rows, std::int64_t step, std::int64_t strip, int count, auto&& to_sums) {
+    const std::int64_t first = strip * tile::outer_height;
+    Real* const u = strip_[std::size_t(rank)].data();
+    if (step == line<Real>) return to_sums(rows + first, step, strip);
+    pack_strip<Real>(rows, step, width, first, count, tile::outer_height, u);
+    to_sums(u, std::int64_t{tile::outer_height}, strip);
+  };
   for (std::int64_t i = own.begin; i < own.end; ++i)
-    if (i < strips(n)) {
-      pack_strip<Real>(block.d.data, length_, width, i * tile::outer_height, n, tile::outer_height, u);
-      outer_sum(u, i, a, width, Sum{task_.sums.W_R, n, n, n});
-      if (x_strips_) outer_sum(u, i, x, width, Sum{task_.sums.W_I, p, n, p});
-    } else {
-      const std::int64_t strip = i - strips(n);
-      pack_strip<Real>(e_.data(), readout_->z_length(), width, strip * tile::outer_height, m, tile::outer_height, u);
-      outer_sum(u, strip, r, width, Sum{task_.sums.W_O, n, m, n});
-    }
+    if (i < strips(n))
+      add(block.d.data, length_, i, n, [&](const Real* u, std::int64_t step, std::int64_t strip) {
+        outer_sum(u, step, strip, a, width, Sum{task_.sums.W_R, n, n, n});
+        if (x_strips_) outer_sum(u, step, strip, x, width, Sum{task_.sums.W_I, p, n, p});
+      });
+    else
+      add(e_.data(), readout_->z_length(), i - strips(n), m, [&](const Real* u, std::int64_t step, std::int64_t strip) {
+        outer_sum(u, step, strip, r, width, Sum{task_.sums.W_O, n, m, n});
+      });
 
   const Range numbers = part(length_, line<Real>, rank, team.size());
   if (!column_sums<Real>(block.d, width, numbers, n, task_.sums.b))
