@@ -1,7 +1,29 @@
 """Exact gradients of recurrent networks over long sequences, and a microscope for where they vanish or explode."""
 
+from typing import Any
+
 from bptt._levels import info
+from bptt.checking import CheckReport, check
 from bptt.gradient import Gradients, Trajectory, backward, errors, forward, value_and_grad
 from bptt.network import RNN
 
-__all__ = ["RNN", "Gradients", "Trajectory", "backward", "errors", "forward", "info", "value_and_grad"]
+__all__ = [
+    "RNN",
+    "CheckReport",
+    "Gradients",
+    "Trajectory",
+    "backward",
+    "check",
+    "errors",
+    "forward",
+    "info",
+    "value_and_grad",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("bptt")
+    raise AttributeError(f"module 'bptt' has no attribute {name!r}")

@@ -75,19 +75,16 @@ class Adjoint:
         if final:
             assert ends is not None
             last = columns.unsort(ends[columns.finals(), : rnn.n].copy())
-        unbatched = sweep.axes == 1
+        b_R = b if rnn.b_R is not None else None
+        b_I = b if rnn.b_I is not None else None
+        if b_R is not None and b_I is not None:
+            b_I = b_I.copy()
         initial = columns.unsort(self._initial(states) * rnn.dtype.type(factor))
-        return Gradients(
-            W_R,
-            W_I,
-            W_O,
-            b if rnn.b_R is not None else None,
-            (b.copy() if rnn.b_R is not None else b) if rnn.b_I is not None else None,
-            b_O,
-            initial[0] if unbatched else initial,
-            d_x[:, 0] if unbatched and d_x is not None else d_x,
-            last[0] if unbatched and last is not None else last,
-        )
+        if sweep.axes == 1:
+            initial = initial[0]
+            d_x = None if d_x is None else d_x[:, 0]
+            last = None if last is None else last[0]
+        return Gradients(W_R, W_I, W_O, b_R, b_I, b_O, initial, d_x, last)
 
     def _initial(self, states: States) -> Array:
         """dE/d(initial value) by rank: of sequences without a step, what came for their final state."""

@@ -18,7 +18,8 @@ def aligned(rows: int, n: int, dtype: np.dtype[Any]) -> Array:
     row = row_length(n, itemsize)
     size = rows * row
     raw: Array = np.empty(size + _LINE // itemsize, dtype)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(raw))  # five times faster than raw.ctypes.data
+    # Five times faster than raw.ctypes.data.
+    address = ctypes.addressof(ctypes.c_char.from_buffer(raw))  # type: ignore[arg-type]
     skip = -address % _LINE // itemsize
     return raw[skip : skip + size].reshape(rows, row)
 
