@@ -286,3 +286,11 @@ def test_softmax_errors_keep_their_digits_where_a_class_is_nearly_certain(z):
     E_t, e_t = reference.error(net, "squared_error", np.array([z]), np.array([y]))
     np.testing.assert_allclose(E_t, [E], rtol=4 * EPS * (2 + np.ptp(z)))
     np.testing.assert_allclose(e_t[0], e, rtol=8 * EPS * (2 + np.ptp(z)), atol=TINY)
+
+
+def test_an_error_of_weight_zero_is_zero_even_of_a_state_that_is_not_finite():
+    net = reference.Network(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((3, 1)))
+    z, y, w = np.array([[np.nan, 0.0, 1.0], [0.0, 0.0, 0.0]]), np.array([1, 1]), np.array([0.0, 2.0])
+    E, e = reference.weighted_error(net, "cross_entropy", z, y, w)
+    np.testing.assert_allclose(E, [0, 2 * np.log(3)], rtol=4 * EPS)
+    np.testing.assert_allclose(e, [[0, 0, 0], [2 / 3, -4 / 3, 2 / 3]], rtol=4 * EPS)

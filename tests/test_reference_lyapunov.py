@@ -112,3 +112,13 @@ def test_a_singular_matrix_is_an_answer():
     assert (growth[:, :rank] > -20).all()
     zero = microscope.lyapunov_growth(microscope.chain_of_jacobians(np.zeros((3, 2, 2))), np.eye(2))
     assert np.isneginf(zero).all()
+
+
+def test_gram_schmidt_keeps_its_basis_orthonormal_where_columns_are_nearly_parallel():
+    n = 8
+    hilbert = 1 / (np.arange(n)[:, None] + np.arange(n) + 1.0)  # condition number 1.5e10
+    Q, r, kept = microscope.gram_schmidt(hilbert)
+    np.testing.assert_allclose(Q.T @ Q, np.eye(n), rtol=0, atol=n * EPS)
+    np.testing.assert_allclose(Q @ np.triu(Q.T @ hilbert), hilbert, rtol=0, atol=n * EPS)
+    np.testing.assert_array_equal(kept, np.arange(n))
+    assert (r > 0).all()

@@ -185,7 +185,7 @@ def forward(network: Network, x: Array, initial: Array, lengths: Array | None = 
     a = [initial if network.form == "activation" else sigma(initial)]
     for t in range(1, len(x) + 1):
         valid = (t <= lengths)[..., None]
-        h.append(np.where(valid, preactivation(network, a[t - 1], np.where(valid, x[t - 1], 0)), 0))
+        h.append(np.where(valid, preactivation(network, a[t - 1], x[t - 1]), 0))
         a.append(np.where(valid, sigma(h[t]), 0))
     return Trajectory(np.stack(h), np.stack(a), lengths)
 
