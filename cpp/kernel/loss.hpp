@@ -155,17 +155,25 @@ void errors(Loss loss, Output output, int m, Real* z, std::int64_t stride, int c
   Turned<Real>& t = scratch.z;
   t.turn_in_padded(z, stride, columns);
   if (loss == Loss::cross_entropy) {
-    for (int c = 0; c < columns; ++c) own[c] = w[c] == 0 ? Real(0) : z[c * stride + targets.classes[c]];
+    alignas(row_bytes) Integer<Real> wanted[chunk];
+    for (int c = 0; c < chunk; ++c) wanted[c] = w[c] == 0 ? -1 : targets.classes[c];
+    const auto is = [&](int i, int c) { return load(wanted + c) == Integer<Real>(i); };
+    for (int c = 0; c < columns; c += lanes<Real>) {
+      Vector<Real> z_y{};
+      for (int i = 0; i < m; ++i) z_y = is(i, c) ? t.get(i, c) : z_y;
+      store(own + c, z_y);
+    }
     softmax(t, m, columns, top, log_sum);
     for (int c = 0; c < columns; ++c)
       error[c] = w[c] == 0 ? 0 : double(w[c]) * (double(top[c] - own[c]) + double(log_sum[c]));
     for (int c = 0; c < columns; c += lanes<Real>) {
-      const Vector<Real> v = load(w + c);
-      for (int i = 0; i < m; ++i) t.set(i, c, v == 0 ? v : t.get(i, c) * v);
+      // o_y - 1 as minus the others: nothing cancels where the class is nearly certain
+      const Vector<Real> v = load(w + c), zero{};
+      Vector<Real> others{};
+      for (int i = 0; i < m; ++i) others += is(i, c) ? zero : t.get(i, c);
+      for (int i = 0; i < m; ++i) t.set(i, c, v == 0 ? zero : v * (is(i, c) ? -others : t.get(i, c)));
     }
     t.turn_out_padded(z, stride, columns);
-    for (int c = 0; c < columns; ++c)
-      if (w[c] != 0) z[c * stride + targets.classes[c]] -= w[c];
     return;
   }
   Turned<Real>& d = scratch.y;
