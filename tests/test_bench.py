@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from bptt import _ceiling, _peers, bench
+from bptt.cli import app
 
 CELLS = [bench.Cell(n=9, B=3, dtype=dtype, T=12) for dtype in bench.DTYPES]
 
@@ -102,6 +104,15 @@ def test_the_reference_is_not_a_contender(monkeypatch):
     monkeypatch.setattr(bench._levels, "level", lambda: "reference")
     with pytest.raises(ImportError, match="the benchmark is of a compiled level"):
         bench.run(CELLS)
+
+
+def test_command_line(alone, rough_ceilings, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "QUICK", CELLS)
+    result = CliRunner().invoke(app, ["bench", "--quick", "--json", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads((tmp_path / "bptt-bench.json").read_text())
+    assert [timing["cell"]["dtype"] for timing in json.loads(result.stdout)["timings"]] == list(bench.DTYPES)
+    assert (tmp_path / "bptt-bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_nearer_caches_read_faster():

@@ -28,8 +28,8 @@ BATCHES = (1, 8, 32, 128)
 DTYPES = ("float32", "float64")
 
 #: Largest relative difference (Frobenius) of the value and of any gradient between two contenders. Each sums T B terms
-#: of products n long in an order of its own: some hundred eps in practice, a thousand (float32: 1e-4) as the bound.
-TOLERANCE = {"float32": 1e-4, "float64": 2e-13}
+#: of products n long in an order of its own: some dozen eps in practice, some hundred as the bound.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
 
 _REST = 0.05  # seconds after which the thread pools of the contender before have gone to sleep
 _BURST = 0.05  # seconds of calls in a row

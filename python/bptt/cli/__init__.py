@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from bptt.cli.bench import bench
 from bptt.cli.demo import demo
 from bptt.cli.facts import check, info
 from bptt.cli.models import sample, train
@@ -49,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sample, check, info):
+for command in (demo, train, sample, check, bench, info):
     app.command()(command)
 
 
