@@ -298,7 +298,8 @@ def deltas(network: Network, D: Array, g: Array) -> Array:
 
 def outer_sum(u: Array, v: Array) -> Array:
     """Sum over steps and sequences of u_t^T v_t^T."""
-    return u.reshape(-1, u.shape[-1]).T @ v.reshape(-1, v.shape[-1])
+    columns = int(np.prod(u.shape[:-1]))  # spelled out: there may be no units, as in x where there are no inputs
+    return u.reshape(columns, u.shape[-1]).T @ v.reshape(columns, v.shape[-1])
 
 
 def vector_sum(u: Array) -> Array:
