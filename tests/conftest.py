@@ -2,7 +2,7 @@
 
 import pytest
 
-from bptt import _levels
+from bptt import _levels, _sweep
 
 
 def pytest_report_header() -> str:
@@ -25,3 +25,10 @@ def level(request, monkeypatch):
     monkeypatch.setattr(_levels, "kernel", lambda: module)
     monkeypatch.setattr(_levels, "level", lambda: request.param)
     return request.param
+
+
+@pytest.fixture(params=["one segment", "many segments"])
+def grid(request, monkeypatch):
+    """Whether a sequence is cut into segments of 5 steps; those of the tests are far too short for it."""
+    if request.param == "many segments":
+        monkeypatch.setattr(_sweep, "segment_steps", lambda *args: 5)

@@ -27,6 +27,17 @@ def network(n=6, p=3, m=4, *, gain=0.9, dtype="float64", seed=0, both_biases=Tru
     return rnn.replace(**biases)
 
 
+T, B, N, P, M = 12, 4, 6, 3, 5
+LENGTHS = np.array([7, 12, 0, 9])
+
+
+def problem(seed=0, **choices):
+    """A generator, a network of N units, inputs (T, B, P) and targets of every step."""
+    rng = np.random.default_rng(seed)
+    rnn = network(N, P, M, **choices)
+    return rng, rnn, rng.standard_normal((T, B, P)), targets(rng, rnn, (T, B))
+
+
 def targets(rng, rnn, sizes, loss=None):
     """Targets of every step for the network's own error, or for ``loss``."""
     if (loss or ("cross_entropy" if rnn.output == "softmax" else "squared_error")) == "cross_entropy":

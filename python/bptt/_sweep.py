@@ -103,7 +103,7 @@ class Sweep:
         a, h = window
         column = self.kernel.forward(self.network, self.x.read(segment), segment.counts, a, h, self.threads)
         if column >= 0:
-            self._not_finite(f"the state is not finite from {place(segment, column)} on")
+            self._not_finite(f"the state is not finite: first {place(segment, column)}")
 
     def backward(
         self, segment: Segment, window: Window, pull: Pull, carry: Array, sums: Sums, d_x: Array | None
@@ -128,7 +128,7 @@ class Sweep:
             self.threads,
         )
         if column >= 0:
-            self._not_finite(f"the gradient dE/dh_t is not finite from {place(segment, column)} back")
+            self._not_finite(f"the gradient dE/dh_t is not finite: going back, first {place(segment, column)}")
 
     def _not_finite(self, message: str) -> None:
         if self.nonfinite == "raise":

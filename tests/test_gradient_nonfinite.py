@@ -1,0 +1,67 @@
+"""What is not finite is named by step and sequence, once."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import bptt
+from support import B, M, N, P, T, problem
+
+pytestmark = pytest.mark.usefixtures("level")
+
+PLACE = r"at step t = 5 of sequence b = 2 \(steps count from 1, sequences from 0\)"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
+@pytest.mark.usefixtures("grid")
+def test_nan_in_x_is_named_by_step_and_sequence(bad, activation):
+    _, rnn, x, y = problem(activation=activation)
+    x[4, 2, 1] = bad
+    if activation == "tanh" and bad == np.inf:
+        x[4, 2] = [np.inf, np.inf, -np.inf]  # tanh(inf) is finite: only inf - inf is not
+        rnn = rnn.replace(W_I=np.ones((N, P)))
+    for call in (lambda **how: bptt.forward(rnn, x, **how), lambda **how: bptt.value_and_grad(rnn, x, y, **how)):
+        with pytest.warns(RuntimeWarning, match=f"the state is not finite: first {PLACE}") as caught:
+            call()
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        with pytest.raises(FloatingPointError, match=PLACE):
+            call(nonfinite="raise")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(nonfinite="ignore")
+
+
+def test_the_place_in_a_ragged_batch():
+    _, rnn, x, _ = problem()
+    lengths = [6, 12, 9, 12]  # the ranks are another order than the sequences
+    x[4, 2], x[4, 0] = np.nan, 0
+    with pytest.raises(FloatingPointError, match=PLACE):
+        bptt.forward(rnn, x, lengths=lengths, nonfinite="raise")
+
+
+@pytest.mark.usefixtures("grid")
+def test_a_gradient_that_is_not_finite_is_named_going_back():
+    rng, rnn, x, _ = problem(output="linear")
+    y = rng.standard_normal((T, B, M))
+    y[4, 2] = np.nan
+    with pytest.warns(RuntimeWarning, match=f"the gradient dE/dh_t is not finite: going back, first {PLACE}") as caught:
+        value, _ = bptt.value_and_grad(rnn, x, y)
+    assert len(caught) == 1
+    assert np.isnan(value)
+    with pytest.raises(FloatingPointError, match=PLACE):
+        bptt.value_and_grad(rnn, x, y, nonfinite="raise")
+    trajectory = bptt.forward(rnn, x)
+    with pytest.raises(FloatingPointError, match=PLACE):
+        bptt.backward(rnn, x, trajectory, y, nonfinite="raise")
+    with pytest.warns(RuntimeWarning, match=PLACE):
+        bptt.backward(rnn, x, trajectory, y)
+
+
+def test_explosion_is_found():
+    rnn = bptt.RNN([[1e10]], [[1.0]], [[1.0]], activation="identity", output="linear")
+    x = np.ones((100, 1))
+    with pytest.raises(FloatingPointError, match="first at step t = 32"):
+        bptt.forward(rnn, x, nonfinite="raise")
