@@ -6,16 +6,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from bptt._kernel import Array
 from bptt.gradient import errors, forward
 from bptt.network import RNN
 from bptt.text import Vocabulary, blocks, streams
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

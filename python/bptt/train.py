@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from bptt._kernel import Array
 from bptt.character_model import CharacterModel
 from bptt.gradient import value_and_grad
 from bptt.text import blocks, streams
-
-Array = npt.NDArray[Any]
 
 
 def sgd(vector: Array, gradient: Array, moments: Array, update: int, rate: float) -> tuple[Array, Array]:
@@ -217,6 +215,9 @@ class Training:
         for name, value in (("epochs", epochs), ("seconds", seconds)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive; got {value}")
+        return self._run(epochs, seconds)
+
+    def _run(self, epochs: int | None, seconds: float | None) -> Generator[Progress]:
         start = time.perf_counter()
         characters = 0
         last = math.inf if epochs is None else epochs * len(self._blocks)
@@ -241,9 +242,8 @@ class Training:
         state, settings = self.state, self.settings
         rnn = state.model.rnn
         initial = state.carried if block.start else self._fresh(state.model)
-        value, gradients = value_and_grad(
-            rnn, self._inputs[block], self._targets[block], initial=initial, nonfinite="raise"
-        )
+        x, y = self._inputs[block], self._targets[block]
+        value, gradients = value_and_grad(rnn, x, y, initial=initial, nonfinite="raise")
         optimizer, _ = OPTIMIZERS[settings.optimizer]
         gradient = gradients.clip(settings.clip).ravel()
         with np.errstate(over="ignore", invalid="ignore"):

@@ -68,6 +68,9 @@ def train(
     }
     given = {name: value for name, value in choices.items() if value is not None}
     training, held_out = _resumed(path, text, given) if resume else _fresh(text, given)
+    if epochs is None and seconds is None:
+        seconds = SECONDS
+    run = training.run(epochs=epochs, seconds=seconds)
     model = training.state.model
     facts = {
         "file": file,
@@ -83,9 +86,6 @@ def train(
             f"out, order-0 entropy {facts['order_0_entropy']:.3f} bits per character",
             flush=True,
         )
-    if epochs is None and seconds is None:
-        seconds = SECONDS
-    run = training.run(epochs=epochs, seconds=seconds)
     interrupted = False
     try:
         with closing(run if json else watch(run)) as shown:
