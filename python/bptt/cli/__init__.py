@@ -43,7 +43,10 @@ def _fail(message: str, code: int) -> None:
 
 app = typer.Typer(
     cls=_Commands,
-    help="Exact gradients of recurrent networks over long sequences, and where they vanish or explode.",
+    help=(
+        "Exact gradients of recurrent networks over long sequences, and where they vanish or explode.\n\n"
+        "Exit codes: 0 done, 1 a check that fails or a training that diverges, 2 wrong usage or input, 130 Ctrl-C."
+    ),
     rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,
