@@ -8,7 +8,6 @@ never imported, and nothing falls back: what was asked for runs, or ImportError 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import operator
 import platform
@@ -139,8 +138,10 @@ def info() -> dict[str, Any]:
     >>> facts["level"] in facts["levels"], facts["threads"] >= 1
     (True, True)
     """
+    from importlib.metadata import version  # takes longer to import than bptt does
+
     facts: dict[str, Any] = {
-        "bptt": importlib.metadata.version("bptt"),
+        "bptt": version("bptt"),
         "level": level(),
         "levels": list(available()),
         "levels_built": list(built()),
