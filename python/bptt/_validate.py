@@ -74,12 +74,12 @@ def integer(name: str, value: Any, least: int) -> int:
     return number
 
 
-def number(name: str, value: Any) -> float:
-    """A finite number >= 0, or inf."""
+def number(name: str, value: Any, *, finite: bool) -> float:
+    """A number >= 0."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{name} must be >= 0; got {value}")
+    if not value >= 0 or (finite and not value < np.inf):
+        raise ValueError(f"{name} must be {'finite and ' if finite else ''}>= 0; got {value}")
     return float(value)
 
 
@@ -88,3 +88,17 @@ def precision(name: str, value: npt.DTypeLike) -> np.dtype[Any]:
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"{name} must be float32 or float64; got {dtype}")
     return dtype
+
+
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def memory_size(name: str, value: Any) -> int:
+    """Bytes, as an integer or a text such as "16 MB" (10**6) or "16 MiB" (2**20)."""
+    if not isinstance(value, str):
+        return integer(name, value, 0)
+    amount, _, unit = value.strip().partition(" ")
+    try:
+        return int(float(amount) * _UNITS[unit.strip()])
+    except (KeyError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be a number of bytes or a text like '16 MB' or '16 MiB'; got {value!r}") from None

@@ -248,7 +248,8 @@ class RNN:
         init : {"orthogonal", "normal", "identity"}
             W_R: ``gain`` times a random orthogonal matrix, uniform over all of them (Saxe 2014); independent entries
             N(0, gain**2 / n), whose spectral radius is about ``gain`` (Sompolinsky 1988); ``gain`` times I (Le 2015).
-        gain : float, at least 0
+        gain : float
+            Finite, >= 0.
         activation, form, readout, output : str
             As in `RNN`.
         dtype : float32 or float64
@@ -265,7 +266,7 @@ class RNN:
         n = _validate.integer("n_hidden", n_hidden, 1)
         m = 0 if n_outputs is None else _validate.integer("n_outputs", n_outputs, 1)
         _validate.choice("init", init, INITS)
-        gain = _validate.number("gain", gain)
+        gain = _validate.number("gain", gain, finite=True)
         wanted = _validate.precision("dtype", dtype)
         generator = np.random.default_rng(rng)
         if init == "orthogonal":

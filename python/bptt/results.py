@@ -166,7 +166,7 @@ class Gradients:
         Parameters
         ----------
         max_norm : float
-            Threshold, >= 0.
+            Threshold, >= 0; inf never clips.
 
         Raises
         ------
@@ -175,7 +175,7 @@ class Gradients:
         FloatingPointError
             The norm is not finite, so that no factor makes it ``max_norm``.
         """
-        limit = number("max_norm", max_norm)
+        limit = number("max_norm", max_norm, finite=False)
         norm = self.norm()
         if not norm < np.inf:
             raise FloatingPointError(f"a gradient of norm {norm} cannot be clipped to {max_norm}")
