@@ -61,13 +61,15 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
   const Rows<Real> h = segment.h ? segment.h : states;  // where nothing keeps h, it is made in a's place
   std::atomic<std::int64_t> bad = -1;                   // as total - column, so that the largest is the first
 
-  Team::run(team_size(threads, double(layout.total()) * n * (n + net.p)), [&](Team& team, int rank) {
-    W_R.pack(net.W_R, n, 1, part(panels, 1, rank, team.size()));
-    if (segment.inputs.x) W_I.pack(net.W_I, net.p, 1, part(panels, 1, rank, team.size()));
+  const int size = cut.divisible() ? team_size(threads, double(layout.total()) * n * (n + net.p)) : 1;
+  Team::run(size, [&](Team& team, int rank) {
+    const Member member{rank, team.size()};
+    W_R.pack(net.W_R, n, 1, member.part(panels));
+    if (segment.inputs.x) W_I.pack(net.W_I, net.p, 1, member.part(panels));
     team.barrier();
     const Share<Real> share(cut, rank, team.size());
     for (int k = 0; k < layout.blocks(); ++k) {
-      each_chunk(layout.columns(k), team, rank, [&](std::int64_t first, int columns) {
+      each_chunk(layout.columns(k), member, [&](std::int64_t first, int columns) {
         for (std::int64_t j = first; j < first + columns; ++j)
           for (std::int64_t i = 0; i < length; i += lanes<Real>) store(h[j] + i, load(bias.data() + i));
         if (segment.inputs.x)
@@ -91,7 +93,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
         if (cut.by_rows) team.barrier();
       }
       if (!cut.by_rows) team.barrier();
-      each_chunk(layout.columns(k), team, rank, [&](std::int64_t first, int columns) {
+      each_chunk(layout.columns(k), member, [&](std::int64_t first, int columns) {
         bool finite = column_sums<Real>(states.from(first), columns, {0, length}, n, nullptr);
         if (segment.h) finite = column_sums<Real>(h.from(first), columns, {0, length}, n, nullptr) && finite;
         if (finite) return;
@@ -111,7 +113,7 @@ void outputs(const Network<Real>& net, Rows<const Real> r, Real* o, int threads)
   const int size = team_size(threads, double(r.count) * net.n * net.m);
   PackedReadout<Real> readout(net, false, false, size);
   Team::run(size, [&](Team& team, int rank) {
-    each_chunk({0, r.count}, team, rank, [&](std::int64_t first, int columns) {
+    each_chunk({0, r.count}, {rank, team.size()}, [&](std::int64_t first, int columns) {
       readout.predict(r.from(first), columns, o + first * net.m, rank);
     });
   });
@@ -126,7 +128,7 @@ void direct(const Network<Real>& net, Loss loss, Rows<const Real> a, Rows<const 
   std::vector<Buffer<Real>> e;
   for (int i = 0; i < size; ++i) e.emplace_back(chunk * readout.z_length());
   Team::run(size, [&](Team& team, int rank) {
-    each_chunk({0, a.count}, team, rank, [&](std::int64_t first, int columns) {
+    each_chunk({0, a.count}, {rank, team.size()}, [&](std::int64_t first, int columns) {
       Real* const own = e[std::size_t(rank)].data();
       const bool reads_h = net.readout == Readout::preactivation;
       std::fill_n(g[first], columns * length, Real(0));
@@ -149,26 +151,43 @@ class BackwardPass {
   std::int64_t run();
 
  private:
+  // Memory for the blocks under way.
+  struct Stage {
+    Buffer<Real> delta, by_h, e, a_strips, r_strips, x_strips;
+  };
+
   // One block of steps: its columns, and delta's part by a_t and by h_t before the recursion joins them.
   struct Block {
     int first, last;  // steps
     Range columns;
     std::int64_t width;  // columns in it
-    Rows<Real> d, d_h;
     bool even;
+    const Stage& stage;
+    Rows<Real> d, d_h;
+    std::atomic<bool>& has_errors;
   };
 
-  Block block(int k) const {
+  Block block(int k) {
     const Range columns = layout_.columns(k);
     const std::int64_t width = columns.end - columns.begin;
-    const Rows<Real> d = task_.delta ? task_.delta.from(columns.begin) : Rows<Real>{delta_.data(), width, length_};
-    return {layout_.first(k), layout_.last(k), columns, width, d, {by_h_.data(), width, length_}, layout_.even(k)};
+    const Stage& stage = stages_[std::size_t(k) % stages_.size()];
+    return {layout_.first(k),
+            layout_.last(k),
+            columns,
+            width,
+            layout_.even(k),
+            stage,
+            task_.delta ? task_.delta.from(columns.begin) : Rows<Real>{stage.delta.data(), width, length_},
+            {stage.by_h.data(), width, length_},
+            has_errors_[std::size_t(k)]};
   }
-  void direct_part(const Block& block, const Team& team, int rank);
-  void pack_strips(const Block& block, const Team& team, int rank);
+  void prepare(const Block& block, Member member);
+  void direct_part(const Block& block, Member member);
+  void pack_strips(const Block& block, Member member);
   void recursion(const Block& block, Team& team, const Share<Real>& share);
-  void add_sums(const Block& block, const Team& team, int rank);
-  void to_inputs(const Block& block, const Team& team, int rank);
+  void finish(const Block& block, Member member);
+  void add_sums(const Block& block, Member member);
+  void to_inputs(const Block& block, Member member);
 
   // The rows that stood before each column in time: a_{t-1}.
   const Real* before(const Block& block) const { return segment_.a[layout_.row(block.first - 1)]; }
@@ -192,9 +211,11 @@ class BackwardPass {
   std::optional<PackedReadout<Real>> readout_;
   PackedMatrix<Real> W_R_turned_{net_.n, net_.n}, W_I_turned_{task_.d_x ? net_.p : 0, task_.d_x ? net_.n : 0};
 
-  // Of one block.
-  Buffer<Real> delta_, by_h_, e_, a_strips_, r_strips_, x_strips_;
-  std::atomic<bool> has_errors_ = false;
+  // The recursion of a few columns keeps one thread busy and no more: the others then work on the blocks before and
+  // after.
+  const bool pipelined_ = size_ > 1 && !cut_.divisible();
+  std::vector<Stage> stages_ = std::vector<Stage>(pipelined_ ? 3 : 1);
+  std::vector<std::atomic<bool>> has_errors_ = std::vector<std::atomic<bool>>(std::size_t(layout_.blocks()));
   // Of one thread.
   std::vector<Buffer<Real>> strip_, x_rows_;
 
@@ -209,15 +230,16 @@ BackwardPass<Real>::BackwardPass(const Network<Real>& net, const Segment<Real>& 
       task_(task),
       size_(team_size(threads, double(layout_.total()) * net.n * (2 * net.n + net.p + 2 * net.m))) {
   const std::int64_t widest = layout_.widest();
-  if (reads_out_) {
-    readout_.emplace(net, true, true, size_);
-    e_ = Buffer<Real>(widest * readout_->z_length());
-    r_strips_ = Buffer<Real>(widest * length_);
+  if (reads_out_) readout_.emplace(net, true, true, size_);
+  for (Stage& stage : stages_) {
+    if (!task.delta) stage.delta = Buffer<Real>(widest * length_);
+    if (errors_by_h_ || states_by_h_) stage.by_h = Buffer<Real>(widest * length_);
+    stage.a_strips = Buffer<Real>((widest + layout_.count(0)) * length_);
+    if (segment.inputs.x) stage.x_strips = Buffer<Real>(widest * row_length<Real>(net.p));
+    if (!reads_out_) continue;
+    stage.e = Buffer<Real>(widest * readout_->z_length());
+    stage.r_strips = Buffer<Real>(widest * length_);
   }
-  if (!task.delta) delta_ = Buffer<Real>(widest * length_);
-  if (errors_by_h_ || states_by_h_) by_h_ = Buffer<Real>(widest * length_);
-  a_strips_ = Buffer<Real>((widest + layout_.count(0)) * length_);
-  if (segment.inputs.x) x_strips_ = Buffer<Real>(widest * row_length<Real>(net.p));
   for (int i = 0; i < size_; ++i) {
     strip_.emplace_back(widest * tile::outer_height);
     x_rows_.emplace_back(task.d_x ? chunk * row_length<Real>(net.p) : 0);
@@ -227,21 +249,30 @@ BackwardPass<Real>::BackwardPass(const Network<Real>& net, const Segment<Real>& 
 template <class Real>
 std::int64_t BackwardPass<Real>::run() {
   Team::run(size_, [this](Team& team, int rank) {
-    W_R_turned_.pack(net_.W_R, 1, net_.n, part(panels_, 1, rank, team.size()));
-    if (task_.d_x) W_I_turned_.pack(net_.W_I, 1, net_.p, part(W_I_turned_.panels(), 1, rank, team.size()));
+    const Member member{rank, team.size()};
+    W_R_turned_.pack(net_.W_R, 1, net_.n, member.part(panels_));
+    if (task_.d_x) W_I_turned_.pack(net_.W_I, 1, net_.p, member.part(W_I_turned_.panels()));
+    team.barrier();
+    const int blocks = layout_.blocks();
+    if (pipelined_ && team.size() > 1) {
+      const Share<Real> all(cut_, 0, 1);
+      const Member other{rank - 1, team.size() - 1};
+      for (int k = blocks - 1; k >= -2; --k) {
+        if (rank == 0 && k + 1 >= 0 && k + 1 < blocks) recursion(block(k + 1), team, all);
+        if (rank > 0 && k >= 0) prepare(block(k), other);
+        if (rank > 0 && k + 2 < blocks) finish(block(k + 2), other);
+        team.barrier();
+      }
+      return;
+    }
     const Share<Real> share(cut_, rank, team.size());
-    for (int k = layout_.blocks() - 1; k >= 0; --k) {
+    for (int k = blocks - 1; k >= 0; --k) {
       const Block now = block(k);
-      direct_part(now, team, rank);
-      pack_strips(now, team, rank);
+      prepare(now, member);
       team.barrier();
-      const FlushDenormals flush;
       recursion(now, team, share);
       team.barrier();
-      add_sums(now, team, rank);
-      if (task_.d_x) to_inputs(now, team, rank);
-      team.barrier();
-      if (rank == 0) has_errors_ = false;
+      finish(now, member);
       team.barrier();
     }
   });
@@ -249,9 +280,22 @@ std::int64_t BackwardPass<Real>::run() {
 }
 
 template <class Real>
-void BackwardPass<Real>::direct_part(const Block& block, const Team& team, int rank) {
+void BackwardPass<Real>::prepare(const Block& block, Member member) {
+  direct_part(block, member);
+  pack_strips(block, member);
+}
+
+template <class Real>
+void BackwardPass<Real>::finish(const Block& block, Member member) {
+  const FlushDenormals flush;
+  add_sums(block, member);
+  if (task_.d_x) to_inputs(block, member);
+}
+
+template <class Real>
+void BackwardPass<Real>::direct_part(const Block& block, Member member) {
   const int n = net_.n, m = net_.m;
-  each_chunk(block.columns, team, rank, [&](std::int64_t first, int columns) {
+  each_chunk(block.columns, member, [&](std::int64_t first, int columns) {
     const std::int64_t j = first - block.columns.begin;
     std::fill_n(block.d[j], columns * length_, Real(0));
     if (block.d_h) std::fill_n(block.d_h[j], columns * length_, Real(0));
@@ -259,42 +303,44 @@ void BackwardPass<Real>::direct_part(const Block& block, const Team& team, int r
       for (int c = 0; c < columns; ++c)
         std::copy_n(task_.d_states + (first + c) * n, n, (states_by_h_ ? block.d_h : block.d)[j + c]);
     if (!reads_out_) return;
-    Real* e = e_.data() + j * readout_->z_length();
+    Real* e = block.stage.e.data() + j * readout_->z_length();
     if (task_.loss == Loss::upstream)
-      readout_->pull_back(r_.from(first), task_.d_outputs + first * m, columns, e, rank);
+      readout_->pull_back(r_.from(first), task_.d_outputs + first * m, columns, e, member.rank);
     else if (!readout_->errors(task_.loss, r_.from(first), task_.targets.from(first, m), columns, e,
-                               task_.errors + first, rank))
+                               task_.errors + first, member.rank))
       return;
-    has_errors_ = true;
+    block.has_errors = true;
     readout_->to_states(e, columns, (errors_by_h_ ? block.d_h : block.d).from(j));
   });
 }
 
 // The states and inputs of the block as strips, wherever their rows are not strips already.
 template <class Real>
-void BackwardPass<Real>::pack_strips(const Block& block, const Team& team, int rank) {
+void BackwardPass<Real>::pack_strips(const Block& block, Member member) {
   const auto pack = [&](const Real* rows, std::int64_t step, std::int64_t columns, std::int64_t q, int count,
                         Real* to) { pack_strip<Real>(rows, step, columns, q * line<Real>, count, line<Real>, to); };
   const int n = net_.n, p = net_.p;
-  for (std::int64_t q = rank; q < panels_ && !(one_strip_ && block.even); q += team.size()) {
-    Real* to = a_strips_.data() + q * (block.width + ahead(block)) * line<Real>;
+  for (std::int64_t q = member.rank; q < panels_ && !(one_strip_ && block.even); q += member.size) {
+    Real* to = block.stage.a_strips.data() + q * (block.width + ahead(block)) * line<Real>;
     if (block.even)
       pack(before(block), length_, block.width + ahead(block), q, n, to);
     else
       for (int s = block.first; s <= block.last; to += layout_.count(s++) * line<Real>)
         pack(segment_.a[layout_.row(s - 1)], length_, layout_.count(s), q, n, to);
   }
-  for (std::int64_t q = rank; q < panels_ && reads_out_ && !one_strip_ && (errors_by_h_ || !block.even);
-       q += team.size())
-    pack(r_[block.columns.begin], length_, block.width, q, n, r_strips_.data() + q * block.width * line<Real>);
-  for (std::int64_t q = rank; x_strips_ && p != line<Real> && q * line<Real> < p; q += team.size())
+  for (std::int64_t q = member.rank; q < panels_ && reads_out_ && !one_strip_ && (errors_by_h_ || !block.even);
+       q += member.size)
+    pack(r_[block.columns.begin], length_, block.width, q, n,
+         block.stage.r_strips.data() + q * block.width * line<Real>);
+  for (std::int64_t q = member.rank; block.stage.x_strips && p != line<Real> && q * line<Real> < p; q += member.size)
     pack(segment_.inputs.x + block.columns.begin * p, p, block.width, q, p,
-         x_strips_.data() + q * block.width * line<Real>);
+         block.stage.x_strips.data() + q * block.width * line<Real>);
 }
 
 //   delta_t = (dE/da_t) D_t + (dE/dh_t directly),   dE/da_{t-1} gains delta_t W_R
 template <class Real>
 void BackwardPass<Real>::recursion(const Block& block, Team& team, const Share<Real>& share) {
+  const FlushDenormals flush;
   const bool ends_by_h = net_.form == Form::preactivation;
   for (int s = block.last; s >= block.first; --s) {
     const std::int64_t active = layout_.count(s), going_on = layout_.count(s + 1),
@@ -329,23 +375,24 @@ void BackwardPass<Real>::recursion(const Block& block, Team& team, const Share<R
 }
 
 template <class Real>
-void BackwardPass<Real>::add_sums(const Block& block, const Team& team, int rank) {
+void BackwardPass<Real>::add_sums(const Block& block, Member member) {
   const int n = net_.n, p = net_.p, m = net_.m;
   const std::int64_t width = block.width, own_step = width * line<Real>, a_step = (width + ahead(block)) * line<Real>;
   const Strips<Real> a = one_strip_ && block.even ? Strips<Real>{before(block), 0, length_}
-                                                  : Strips<Real>{a_strips_.data(), a_step, line<Real>};
+                                                  : Strips<Real>{block.stage.a_strips.data(), a_step, line<Real>};
   const Strips<Real> x = p == line<Real> ? Strips<Real>{segment_.inputs.x + block.columns.begin * p, 0, p}
-                                         : Strips<Real>{x_strips_.data(), own_step, line<Real>};
-  const Strips<Real> r = one_strip_ ? Strips<Real>{r_[block.columns.begin], 0, length_}
-                         : errors_by_h_ || !block.even
-                             ? Strips<Real>{r_strips_.data(), own_step, line<Real>}
-                             : Strips<Real>{a_strips_.data() + ahead(block) * line<Real>, a_step, line<Real>};
+                                         : Strips<Real>{block.stage.x_strips.data(), own_step, line<Real>};
+  const Strips<Real> r =
+      one_strip_ ? Strips<Real>{r_[block.columns.begin], 0, length_}
+      : errors_by_h_ || !block.even
+          ? Strips<Real>{block.stage.r_strips.data(), own_step, line<Real>}
+          : Strips<Real>{block.stage.a_strips.data() + ahead(block) * line<Real>, a_step, line<Real>};
   const auto strips = [](int count) { return (count + tile::outer_height - 1) / tile::outer_height; };
-  const Range own = part(strips(n) + (has_errors_ && task_.sums.W_O ? strips(m) : 0), 1, rank, team.size());
+  const Range own = member.part(strips(n) + (block.has_errors && task_.sums.W_O ? strips(m) : 0));
   // A strip of rows that are one line long is read where it stands; else it is brought together first.
   const auto add = [&](const Real* rows, std::int64_t step, std::int64_t strip, int count, auto&& to_sums) {
     const std::int64_t first = strip * tile::outer_height;
-    Real* const u = strip_[std::size_t(rank)].data();
+    Real* const u = strip_[std::size_t(member.rank)].data();
     if (step == line<Real>) return to_sums(rows + first, step, strip);
     pack_strip<Real>(rows, step, width, first, count, tile::outer_height, u);
     to_sums(u, std::int64_t{tile::outer_height}, strip);
@@ -354,19 +401,20 @@ void BackwardPass<Real>::add_sums(const Block& block, const Team& team, int rank
     if (i < strips(n))
       add(block.d.data, length_, i, n, [&](const Real* u, std::int64_t step, std::int64_t strip) {
         outer_sum(u, step, strip, a, width, Sum{task_.sums.W_R, n, n, n});
-        if (x_strips_) outer_sum(u, step, strip, x, width, Sum{task_.sums.W_I, p, n, p});
+        if (block.stage.x_strips) outer_sum(u, step, strip, x, width, Sum{task_.sums.W_I, p, n, p});
       });
     else
-      add(e_.data(), readout_->z_length(), i - strips(n), m, [&](const Real* u, std::int64_t step, std::int64_t strip) {
-        outer_sum(u, step, strip, r, width, Sum{task_.sums.W_O, n, m, n});
-      });
+      add(block.stage.e.data(), readout_->z_length(), i - strips(n), m,
+          [&](const Real* u, std::int64_t step, std::int64_t strip) {
+            outer_sum(u, step, strip, r, width, Sum{task_.sums.W_O, n, m, n});
+          });
 
-  const Range numbers = part(length_, line<Real>, rank, team.size());
+  const Range numbers = member.part(length_, line<Real>);
   if (!column_sums<Real>(block.d, width, numbers, n, task_.sums.b))
     raise_to(bad_, block.columns.begin + find_nonfinite<Real>(block.d, width, n, true));
-  if (has_errors_ && task_.sums.b_O) {
+  if (block.has_errors && task_.sums.b_O) {
     const std::int64_t z_length = readout_->z_length();
-    column_sums<Real>({e_.data(), width, z_length}, width, part(z_length, line<Real>, rank, team.size()), m,
+    column_sums<Real>({block.stage.e.data(), width, z_length}, width, member.part(z_length, line<Real>), m,
                       task_.sums.b_O);
   }
   if (segment_.inputs.tokens)
@@ -378,11 +426,11 @@ void BackwardPass<Real>::add_sums(const Block& block, const Team& team, int rank
 }
 
 template <class Real>
-void BackwardPass<Real>::to_inputs(const Block& block, const Team& team, int rank) {
+void BackwardPass<Real>::to_inputs(const Block& block, Member member) {
   const int p = net_.p;
   const std::int64_t x_length = row_length<Real>(p);
-  Real* const rows = x_rows_[std::size_t(rank)].data();
-  each_chunk(block.columns, team, rank, [&](std::int64_t first, int columns) {
+  Real* const rows = x_rows_[std::size_t(member.rank)].data();
+  each_chunk(block.columns, member, [&](std::int64_t first, int columns) {
     std::fill_n(rows, columns * x_length, Real(0));
     W_I_turned_.multiply_add(block.d[first - block.columns.begin], length_, rows, x_length, columns);
     for (int c = 0; c < columns; ++c) std::copy_n(rows + c * x_length, p, task_.d_x + (first + c) * p);

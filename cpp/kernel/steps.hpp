@@ -14,9 +14,6 @@ std::int64_t block_columns(int n) {
   return n >= 512 ? 512 : 256;
 }
 
-// Below this many multiply-adds a call is over before a second thread has woken up.
-inline constexpr double worth_a_team = 4e5;
-
 // How the steps of one problem are cut, for any number of threads: by columns, each thread its own sequences and no
 // waiting; or by rows of W, a barrier a step, where a step has few columns and W is too large for the nearest cache.
 template <class Real>
@@ -27,6 +24,9 @@ struct Cut {
 
   Cut(int n, std::int64_t B)
       : by_rows(rows_pay(n, B)), tiles(B, by_rows ? 1 : 2), panels(row_length<Real>(n) / line<Real>) {}
+
+  // Whether the time loop has work for a second thread.
+  bool divisible() const { return by_rows || tiles.tiles > 1; }
 
   static bool rows_pay(int n, std::int64_t B) {
     const std::int64_t bytes = std::int64_t(n) * n * std::int64_t(sizeof(Real));
@@ -117,14 +117,19 @@ class Layout {
   std::int64_t widest_ = 0;
 };
 
-// Columns of a range dealt to a team in chunks that do not depend on its size: work(first, columns).
+// One of `size` threads that share a piece of work.
+struct Member {
+  int rank, size;
+
+  Range part(std::int64_t count, std::int64_t grain = 1) const { return bptt::part(count, grain, rank, size); }
+};
+
+// Columns of a range dealt out in chunks that do not depend on how many share them: work(first, columns).
 template <class Work>
-void each_chunk(Range columns, const Team& team, int rank, Work&& work) {
-  const Range own = part(columns.end - columns.begin, chunk, rank, team.size());
+void each_chunk(Range columns, Member member, Work&& work) {
+  const Range own = member.part(columns.end - columns.begin, chunk);
   for (std::int64_t c = own.begin; c < own.end; c += chunk)
     work(columns.begin + c, int(std::min<std::int64_t>(chunk, own.end - c)));
 }
-
-inline int team_size(int threads, double multiply_adds) { return multiply_adds < worth_a_team ? 1 : threads; }
 
 }  // namespace bptt

@@ -31,6 +31,11 @@ inline Range part(std::int64_t count, std::int64_t grain, int rank, int size) {
   return {std::min(count, grains * rank / size * grain), std::min(count, grains * (rank + 1) / size * grain)};
 }
 
+// Below this many multiply-adds a call is over before a second thread has woken up.
+inline constexpr double worth_a_team = 4e5;
+
+inline int team_size(int threads, double multiply_adds) { return multiply_adds < worth_a_team ? 1 : threads; }
+
 class Team {
  public:
   explicit Team(int size) : size_(size) {}
@@ -47,7 +52,7 @@ class Team {
       return;
     }
     for (int spins = 0; turn_.load(std::memory_order_acquire) == turn;)
-      if (++spins < 20000)
+      if (++spins < 2000)
         pause();
       else
         sched_yield();
