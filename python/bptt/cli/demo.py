@@ -64,7 +64,7 @@ def _chapters(output: Path, seconds: float, *, quiet: bool) -> Iterator[tuple[st
         f"the last {len(held_out):,} are held out.",
     )
 
-    settings = Settings()
+    settings = Settings(learning_rate=4e-3)
     training = Training(CharacterModel.random(vocabulary, settings.hidden), tokens, settings)
     untrained = training.state.model
     run = training.run(seconds=seconds)
