@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 #include "elementary.hpp"
 
@@ -50,7 +52,7 @@ template <class Real, Activation activation>
   } else if constexpr (activation == Activation::tanh) {
     return one - a * a;
   } else if constexpr (activation == Activation::logistic) {
-    return a - a * a;
+    return a * (one - a);
   } else if constexpr (activation == Activation::relu) {
     return select<Real>(a > zero, broadcast(one), broadcast(zero));
   } else if constexpr (activation == Activation::leaky_relu) {
@@ -106,74 +108,81 @@ template <class Real, Activation activation>
 }
 
 template <Activation activation>
-struct Choice {
-  static constexpr Activation value = activation;
-};
+using Constant = std::integral_constant<Activation, activation>;
 
 // Calls f with the activation as a compile-time constant: told apart once, outside the loops.
 template <class F>
 [[gnu::always_inline]] inline void choose(Activation activation, F f) {
   switch (activation) {
     case Activation::identity:
-      return f(Choice<Activation::identity>{});
+      return f(Constant<Activation::identity>{});
     case Activation::tanh:
-      return f(Choice<Activation::tanh>{});
+      return f(Constant<Activation::tanh>{});
     case Activation::logistic:
-      return f(Choice<Activation::logistic>{});
+      return f(Constant<Activation::logistic>{});
     case Activation::relu:
-      return f(Choice<Activation::relu>{});
+      return f(Constant<Activation::relu>{});
     case Activation::leaky_relu:
-      return f(Choice<Activation::leaky_relu>{});
+      return f(Constant<Activation::leaky_relu>{});
     case Activation::elu:
-      return f(Choice<Activation::elu>{});
+      return f(Constant<Activation::elu>{});
     case Activation::softplus:
-      return f(Choice<Activation::softplus>{});
+      return f(Constant<Activation::softplus>{});
     case Activation::softsign:
-      return f(Choice<Activation::softsign>{});
+      return f(Constant<Activation::softsign>{});
   }
 }
 
 }  // namespace detail
 
-// a = sigma(h). h and a: (count), count a multiple of line<Real>; they may be the same array.
+// a = sigma(h). h and a: (count), the same array or two that do not overlap; fastest where count is a multiple of
+// line<Real>.
 template <class Real>
 inline void activate(Activation activation, const Real* h, Real* a, std::int64_t count) {
-  detail::choose(activation, [=](auto choice) {
-    for (std::int64_t i = 0; i < count; i += line<Real>)
+  detail::choose(activation, [=]<Activation kind>(detail::Constant<kind>) {
+    const auto one_line = [](const Real* from, Real* to) {
       for (int j = 0; j < line<Real>; j += lanes<Real>)
-        store<Real>(a + i + j, detail::activated<Real, choice.value>(load<Real>(h + i + j)));
+        store<Real>(to + j, detail::activated<Real, kind>(load<Real>(from + j)));
+    };
+    std::int64_t i = 0;
+    for (; i + line<Real> <= count; i += line<Real>) one_line(h + i, a + i);
+    if (i < count) {
+      Real rest[line<Real>] = {};
+      std::copy(h + i, h + count, rest);
+      one_line(rest, rest);
+      std::copy_n(rest, count - i, a + i);
+    }
   });
 }
 
 // d *= sigma'(h), from a = sigma(h). a and d: (count), count a multiple of line<Real>.
 template <class Real>
 inline void multiply_derivative(Activation activation, const Real* a, Real* d, std::int64_t count) {
-  detail::choose(activation, [=](auto choice) {
-    for (std::int64_t i = 0; i < count; i += line<Real>)
-      for (int j = 0; j < line<Real>; j += lanes<Real>) {
-        const Vector<Real> s = detail::derivative_from_activation<Real, choice.value>(load<Real>(a + i + j));
-        store<Real>(d + i + j, load<Real>(d + i + j) * s);
-      }
+  detail::choose(activation, [=]<Activation kind>(detail::Constant<kind>) {
+    for (std::int64_t i = 0; i < count; i += lanes<Real>) {
+      const Vector<Real> slope = detail::derivative_from_activation<Real, kind>(load<Real>(a + i));
+      store<Real>(d + i, load<Real>(d + i) * slope);
+    }
   });
 }
 
-// d = sigma'(h) and log_d = log sigma'(h), either null where it is not wanted. All (count), any count.
+// d = sigma'(h) and log_d = log sigma'(h), either null where it is not wanted. All (count), overlapping nowhere.
 template <class Real>
 inline void derivative(Activation activation, const Real* h, Real* d, Real* log_d, std::int64_t count) {
-  detail::choose(activation, [=](auto choice) {
-    for (std::int64_t i = 0; i < count; i += lanes<Real>) {
-      const int width = int(std::min<std::int64_t>(count - i, lanes<Real>));
-      Real block[lanes<Real>] = {};
-      std::copy_n(h + i, width, block);
-      const auto [value, logarithm] = detail::derivative_from_argument<Real, choice.value>(load<Real>(block));
-      if (d) {
-        store<Real>(block, value);
-        std::copy_n(block, width, d + i);
-      }
-      if (log_d) {
-        store<Real>(block, logarithm);
-        std::copy_n(block, width, log_d + i);
-      }
+  detail::choose(activation, [=]<Activation kind>(detail::Constant<kind>) {
+    const auto one_vector = [](const Real* from, Real* value, Real* logarithm) {
+      const auto slope = detail::derivative_from_argument<Real, kind>(load<Real>(from));
+      if (value) store<Real>(value, slope.value);
+      if (logarithm) store<Real>(logarithm, slope.logarithm);
+    };
+    std::int64_t i = 0;
+    for (; i + lanes<Real> <= count; i += lanes<Real>) one_vector(h + i, d ? d + i : d, log_d ? log_d + i : log_d);
+    if (i < count) {
+      Real rest[lanes<Real>] = {}, value[lanes<Real>], logarithm[lanes<Real>];
+      std::copy(h + i, h + count, rest);
+      one_vector(rest, value, logarithm);
+      if (d) std::copy_n(value, count - i, d + i);
+      if (log_d) std::copy_n(logarithm, count - i, log_d + i);
     }
   });
 }
