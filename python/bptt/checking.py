@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,10 +20,10 @@ from bptt.results import Gradients, Trajectory
 #: sqrt(n) eps; a gradient, taken on the kernel's own states, by some hundred eps where T is some hundred.
 KERNEL_TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 
-#: Largest relative error of the reference's gradient, on top of what rounding does to a difference quotient.
+#: Largest relative error of the reference's gradient, on top of what is doubtful in a difference quotient.
 DIFFERENCE_TOLERANCE = 1e-6
 
-_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
+_STEPS = tuple(10.0**-k for k in range(3, 13))
 _ROUNDING = 100 * float(np.finfo(float).eps)  # what is allowed to the T steps of states of order 1 that E comes from
 
 
@@ -44,7 +45,8 @@ class Comparison:
         Relative error of the reference's gradient along a random direction v with independent N(0, 1) entries,
         abs(dE - <gradient, v>) / norm(gradient), dE by central differences. None for what is no gradient.
     difference_tolerance : float or None
-        1e-6 and what rounding may do to dE: much, where a gradient is very small beside E.
+        1e-6 and what truncation and rounding may do to dE: more, the smaller a gradient is beside E, and the more a
+        network magnifies what is done to it.
     """
 
     name: str
@@ -126,9 +128,9 @@ def check(
 
     Each step of the kernel's states is compared with the reference's step from the same state, and the kernel's
     gradient with the reference's on the same states: so a chaotic network, in which two correct programs part ways, can
-    be checked too. A difference quotient is taken along one random direction for each weight, with steps from 1e-3 down
-    to 1e-9 until one agrees (with a wrong gradient none does). That is some tens of runs of the reference, of about
-    0.05 ms a time step each for a small network.
+    be checked too. A difference quotient is taken along one random direction for each weight, with the step in which
+    truncation and rounding leave the least to doubt. That is some tens of runs of the reference, each of about 0.05 ms
+    a time step for a small network.
 
     Parameters
     ----------
@@ -263,17 +265,31 @@ def _difference_errors(
         gradient = getattr(gradients, name)
         norm = float(np.linalg.norm(gradient))
         direction = generator.standard_normal(gradient.shape)
+        quotient, doubt = _difference(case, name, direction, _ROUNDING * (abs(float(value)) + norm))
         slope = float((gradient * direction).sum())
-        tried = []
-        for step in _STEPS:
-            ahead, behind = (case.moved(name, sign * step * direction).value() for sign in (1, -1))
-            error = _ratio(abs((ahead - behind) / (2 * step) - slope), norm)
-            allowed = DIFFERENCE_TOLERANCE + _ratio(_ROUNDING * (abs(value) + norm) / step, norm)
-            tried.append((error, allowed))
-            if error <= allowed:
-                break
-        found[name] = min(tried, key=lambda pair: pair[0] / pair[1])
+        found[name] = _ratio(abs(quotient - slope), norm), DIFFERENCE_TOLERANCE + _ratio(doubt, norm)
     return found
+
+
+def _difference(case: _Case, name: str, direction: Array, rounding: float) -> tuple[float, float]:
+    """The central difference quotient in which the least is to be doubted, and how much.
+
+    Doubtful are what the next smaller step changes (truncation) and ``rounding / step``. No gradient is asked.
+    """
+
+    def quotient(step: float) -> float:
+        ahead, behind = (case.moved(name, sign * step * direction).value() for sign in (1, -1))
+        return (ahead - behind) / (2 * step)
+
+    best = (0.0, math.inf)
+    this = quotient(_STEPS[0])
+    for step, smaller in itertools.pairwise(_STEPS):
+        if rounding / step >= best[1]:
+            break
+        following = quotient(smaller)
+        best = min(best, (this, abs(this - following) + rounding / step), key=lambda pair: pair[1])
+        this = following
+    return best
 
 
 def relative_error(mine: npt.ArrayLike, theirs: npt.ArrayLike) -> float:
