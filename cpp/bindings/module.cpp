@@ -9,12 +9,14 @@ namespace py = pybind11;
 
 namespace bptt::bindings {
 void bind_activation(py::module_& m);
+void bind_chain(py::module_& m);
 void bind_segment(py::module_& m);
 void bind_stream(py::module_& m);
 }  // namespace bptt::bindings
 
 PYBIND11_MODULE(BPTT_MODULE, m) {
   bptt::bindings::bind_activation(m);
+  bptt::bindings::bind_chain(m);
   bptt::bindings::bind_segment(m);
   bptt::bindings::bind_stream(m);
   m.def("build_info", [] {

@@ -64,6 +64,27 @@ class Sums(NamedTuple):
     b_O: Array | None  # (m,)
 
 
+class Factors(NamedTuple):
+    """The factors M_k of a chain, k = first .. first + L - 1: W diag(d_k 2**e_k), or where d is None a matrix for each."""
+
+    matrices: Array  # (n, n), or (L, n, n); float64 like all of a chain
+    d: Array | None  # (L, ld): at least 2**-512, or 0, or with an exponent
+    e: Array | None  # int64 (L, ld); None means 0
+    first: int
+
+
+class Bundles(NamedTuple):
+    """Rows that move through a chain, v P(k,t) = v P(k+1,t) M_k: S bundles of as many rows, n of a matrix or 1 of a vector.
+
+    Each row has a binary exponent, and a sum of squares from 2**-128 to 2**128, or 0.
+    """
+
+    stops: Array  # int64 (S,), not decreasing: bundle s meets the factors k = stops[s]-1, stops[s]-2, ..., stops[s]-lags+1
+    lags: int
+    rows: Array  # (R, ld), 0 beyond n (moved; what has met its last factor is left as it may be)
+    exponents: Array  # int64 (R,) (moved)
+
+
 class Kernel(Protocol):
     """The functions of a level. float32 or float64 by the dtype of the arrays; ``threads`` never changes a bit."""
 
@@ -136,4 +157,28 @@ class Kernel(Protocol):
         log_d: Array | None,  # like h (written): the logarithm of the derivative's modulus
     ) -> None:
         """sigma(h), sigma'(h) and log sigma'(h), element by element."""
+        ...
+
+    def advance(
+        self,
+        factors: Factors,
+        bundles: Bundles,
+        norms: Array | None,  # (S, lags): the log norm of bundle s after M_k at [s, stops[s]-k] (written)
+        offsets: Array | None,  # (L,): added to the log norms after M_k
+        leads: Array | None,  # (S, ld), 0 beyond n: not None means spectral norms, of bundles of n rows, else Frobenius;
+        #                       directions near the first left singular vectors, any to begin with (moved)
+        threads: int,
+    ) -> int:
+        """Move the bundles through the factors, the last first. Returns -1, or a k whose matrix is not finite."""
+        ...
+
+    def accumulate(
+        self,
+        factors: Factors,
+        bundles: Bundles,  # of one row
+        a: Array,  # (L, ld): a_{k-1}
+        gradients: Array,  # (S, n, n): added to, the outer product of the row after M_k and a_{k-1}
+        threads: int,
+    ) -> int:
+        """Move the bundles as `advance` does, and gather the gradients they make. Returns as `advance` does."""
         ...

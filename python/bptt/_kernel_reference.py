@@ -12,6 +12,8 @@ import numpy as np
 
 from bptt import reference
 from bptt._kernel import ACTIVATIONS, FORMS, LOSSES, OUTPUTS, READOUTS, Array, Network, Sums
+from bptt._kernel_reference_chain import accumulate as accumulate
+from bptt._kernel_reference_chain import advance as advance
 
 # σ' where only a was stored: good enough for a gradient, not for a logarithm (`reference.ACTIVATIONS` starts from h).
 DERIVATIVE_FROM_A: dict[str, Callable[[Array], Array]] = {

@@ -1,0 +1,334 @@
+"""Product chains along a trajectory: how large ∂h_t/∂h_k is, and what each step contributes to a gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bptt import _arguments, _levels
+from bptt._bundles import NUMBERS, Stops, identities, step, walk, zero_rows
+from bptt._direct import Direct
+from bptt._factors import Chain, JacobianChain, NetworkChain, network_chain
+from bptt._kernel import Array, Bundles, Factors
+from bptt._validate import memory_size
+from bptt.network import RNN
+from bptt.results import Trajectory
+from bptt.scaled import Order, ScaledMatrix, log_norms, norm_order
+
+#: Gradients that are summed together: they stay in a near cache, and are enough columns for a matrix product.
+_GRADIENTS = 12
+
+
+def product_chain(
+    rnn: RNN, trajectory: Trajectory, start: int, stop: int, *, threads: int | None = None
+) -> ScaledMatrix:
+    """P(start, stop) = ∂h_stop/∂h_start = (W_R D_{stop-1}) (W_R D_{stop-2}) ... (W_R D_start), D_t = diag sigma'(h_t).
+
+    The product of article Thm 1, its order put right: later factors stand on the left, and P(t, t) is the identity. In
+    both forms h is the pre-activation. sigma' comes from h and everything is computed in float64, also for float32
+    networks.
+
+    Parameters
+    ----------
+    rnn : RNN
+    trajectory : Trajectory
+        Of one sequence, T steps.
+    start, stop : int
+        k and t of P(k, t), start <= stop, in 1 .. T (in form "preactivation" 0 .. T); negative ones count from the end,
+        where -1 is T.
+    threads : int, optional
+        As in `forward`.
+
+    Returns
+    -------
+    ScaledMatrix
+        Of shape (n, n). Its largest singular value, Frobenius norm and row vectors g P are right to rounding; its small
+        singular values are not, once they are below eps times the largest.
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong kind.
+    ValueError
+        A step is out of range, start > stop, or the trajectory is of a batch.
+
+    Examples
+    --------
+    >>> import bptt
+    >>> import numpy as np
+    >>> rnn = bptt.RNN([[0.0, 3.0], [3.0, 0.0]], [[1.0], [1.0]], activation="identity")
+    >>> trajectory = bptt.forward(rnn, np.zeros((5000, 1)))
+    >>> P = bptt.product_chain(rnn, trajectory, 1, -1)
+    >>> float(P.log_norm() / np.log(3))
+    4999.0
+    """
+    chain = network_chain(rnn, trajectory)
+    k, t = step("start", start, chain.least, chain.steps), step("stop", stop, chain.least, chain.steps)
+    if k > t:
+        raise ValueError(f"start must not come after stop; got the steps {k} and {t}")
+    rows, exponents = identities(1, chain.n)
+    bundles = Bundles(np.array([t]), t - k + 1, rows, exponents)
+    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
+    for factors in walk(chain, bundles, k):
+        _check(chain, kernel.advance(factors, bundles, None, None, None, team))
+    # Rows have exponents of their own; what is too small beside the largest number to fit float64 counts as zero.
+    matrix = rows[:, : chain.n]
+    top = int(exponents.max(where=matrix.any(axis=1), initial=0 if not matrix.any() else -(2**62)))
+    return ScaledMatrix(np.ldexp(matrix, np.clip(exponents - top, -5000, 0)[:, None]), top)
+
+
+def chain_norms(
+    rnn: RNN | None = None,
+    trajectory: Trajectory | None = None,
+    *,
+    jacobians: npt.ArrayLike | None = None,
+    stops: npt.ArrayLike | None = None,
+    max_lag: int | None = None,
+    ord: Order = 2,
+    memory: int | str = "1 GB",
+    threads: int | None = None,
+) -> Array:
+    """log ‖P(t - lag, t)‖ for chosen t and all lags, P as in `product_chain`.
+
+    The norm of the contribution F(k, t) = P(k, t) ⊗ a_{k-1}^T of step k to dh_t/dW_R is ‖P(k, t)‖ ‖a_{k-1}‖
+    (article Thm 1).
+
+    Parameters
+    ----------
+    rnn, trajectory
+        As in `product_chain`, or left out where ``jacobians`` is given.
+    jacobians : array of shape (T, n, n), optional
+        The step Jacobians of any other cell, finite: jacobians[k] is ∂h_{k+1}/∂h_k, and P(k, t) = jacobians[t-1] ...
+        jacobians[k], k = 0 .. T.
+    stops : integer array of shape (S,), optional
+        The steps t, in 0 .. T, in any order; negative ones count from the end, where -1 is T. None: 1 .. T.
+    max_lag : int, optional
+        The largest lag, >= 0. None: the largest of the stops.
+    ord : {2, "fro"}
+        Spectral or Frobenius norm. The spectral norm comes from a power iteration that ends when a bound on its error
+        does, or where that takes too long from the eigenvalues of P P^T: to a relative 1e-12 and a few n eps.
+    memory : int or str
+        The most that the result may take, in bytes or as "16 MB" or "16 MiB".
+    threads : int, optional
+        As in `forward`.
+
+    Returns
+    -------
+    float64 array of shape (S, max_lag + 1)
+        Natural logarithms; row i and column l belong to t = stops[i] and k = t - l. -inf where P is exactly zero, nan
+        where k is out of range (k < 1; in form "preactivation" and for jacobians k < 0).
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong kind.
+    ValueError
+        A step is out of range, the trajectory is of a batch, jacobians are not square or not finite, or the result
+        takes more than ``memory``.
+
+    Examples
+    --------
+    >>> import bptt
+    >>> import numpy as np
+    >>> rnn = bptt.RNN([[0.5]], [[1.0]], activation="identity")
+    >>> trajectory = bptt.forward(rnn, np.zeros((4, 1)))
+    >>> bptt.chain_norms(rnn, trajectory, stops=[4, 2]) / np.log(2)
+    array([[ 0., -1., -2., -3., nan],
+           [ 0., -1., nan, nan, nan]])
+    """
+    chain: Chain
+    if jacobians is None:
+        chain = network_chain(rnn, trajectory)
+    elif rnn is not None or trajectory is not None:
+        raise TypeError("jacobians must be given alone, without rnn and trajectory")
+    else:
+        chain = JacobianChain(jacobians)
+    steps = Stops(chain, stops, max_lag)
+    spectral, n = norm_order(ord) == 2, chain.n
+    norms = steps.table(memory)
+    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
+    norms[steps.t >= chain.least, 0] = 0 if spectral else np.log(n) / 2
+    for group in steps.groups(max(1, NUMBERS // n**2)):
+        t = steps.t[group]
+        leads = None
+        if spectral:
+            leads = zero_rows(len(t), n)
+            leads[:, :n] = np.random.default_rng(0).standard_normal(n)
+        bundles = Bundles(t, steps.lags, *identities(len(t), n))
+        for factors in walk(chain, bundles, chain.least):
+            _check(chain, kernel.advance(factors, bundles, norms[group], None, leads, team))
+    return steps.given(norms)
+
+
+def contributions(
+    rnn: RNN,
+    trajectory: Trajectory,
+    y: npt.ArrayLike,
+    *,
+    stops: npt.ArrayLike | None = None,
+    max_lag: int | None = None,
+    loss: str | None = None,
+    weights: npt.ArrayLike | None = None,
+    memory: int | str = "1 GB",
+    threads: int | None = None,
+) -> Array:
+    """log ‖contribution of step k to ∂(w_t E_t)/∂W_R‖ for chosen t and all lags t - k.
+
+    The contribution (k, t) is the rank-one matrix (g_t P(k, t))^T a_{k-1}^T, with g_t = ∂(w_t E_t)/∂h_t (`errors`) and
+    P as in `product_chain`: its norm, spectral or Frobenius, is ‖g_t P(k, t)‖ ‖a_{k-1}‖. Over k = 1 .. t the
+    contributions sum to `per_step_gradients` (Pascanu 2013 eq. 4).
+
+    Parameters
+    ----------
+    rnn : RNN
+        With a readout.
+    trajectory : Trajectory
+        Of one sequence, T steps.
+    y, loss, weights
+        As in `errors`.
+    stops, max_lag, memory
+        As in `chain_norms`.
+    threads : int, optional
+        As in `forward`.
+
+    Returns
+    -------
+    float64 array of shape (S, max_lag + 1)
+        Natural logarithms, as from `chain_norms`; defined for k >= 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `errors` and `chain_norms`.
+
+    Examples
+    --------
+    >>> import bptt
+    >>> import numpy as np
+    >>> rnn = bptt.RNN.random(3, 16, 5, gain=0.8)
+    >>> x, y = np.random.default_rng(0).standard_normal((50, 3)), np.zeros(50, int)
+    >>> logs = bptt.contributions(rnn, bptt.forward(rnn, x), y, stops=[-1])
+    >>> int(np.argmax(logs[0, :49])), bool(logs[0, 40] < logs[0, 0] - 5)
+    (0, True)
+    """
+    chain, direct = _with_errors(rnn, trajectory, y, loss, weights)
+    steps = Stops(chain, stops, max_lag)
+    logs = steps.table(memory)
+    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
+    for group in steps.groups(max(1, NUMBERS // chain.n)):
+        t, own = steps.t[group], logs[group]
+        mantissas, exponents = direct.parts(t)
+        there = t >= 1
+        own[there, 0] = log_norms(mantissas[there], exponents[there, None]) + log_norms(_before(trajectory, t[there]))
+        bundles = _row_vectors(chain, t, steps.lags, mantissas, exponents)
+        for factors in walk(chain, bundles, 1):
+            offsets = log_norms(_before(trajectory, _range(factors)))
+            _check(chain, kernel.advance(factors, bundles, own, offsets, None, team))
+    return steps.given(logs)
+
+
+def per_step_gradients(
+    rnn: RNN,
+    trajectory: Trajectory,
+    y: npt.ArrayLike,
+    *,
+    stops: npt.ArrayLike | None = None,
+    loss: str | None = None,
+    weights: npt.ArrayLike | None = None,
+    memory: int | str = "1 GB",
+    threads: int | None = None,
+) -> Array:
+    """∂(w_t E_t)/∂W_R for chosen t: what the error of each step alone asks of the recurrent weights (article eq. 3).
+
+    Their sum over t = 1 .. T is dE/dW_R of `value_and_grad` with ``reduction="sum"``.
+
+    Parameters
+    ----------
+    rnn, trajectory, y, loss, weights, threads
+        As in `contributions`.
+    stops : integer array of shape (S,), optional
+        As in `chain_norms`.
+    memory : int or str
+        The most that the result may take; it takes 8 S n^2 bytes.
+
+    Returns
+    -------
+    float64 array of shape (S, n, n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `contributions`.
+    OverflowError
+        A gradient is beyond the range of float64; `contributions` has its logarithm.
+
+    Examples
+    --------
+    >>> import bptt
+    >>> import numpy as np
+    >>> rnn = bptt.RNN.random(3, 16, 5)
+    >>> x, y = np.random.default_rng(0).standard_normal((50, 3)), np.zeros(50, int)
+    >>> gradients = bptt.per_step_gradients(rnn, bptt.forward(rnn, x), y)
+    >>> _, whole = bptt.value_and_grad(rnn, x, y, reduction="sum")
+    >>> bool(np.allclose(gradients.sum(axis=0), whole.W_R))
+    True
+    """
+    chain, direct = _with_errors(rnn, trajectory, y, loss, weights)
+    steps = Stops(chain, stops)
+    n, limit, size = chain.n, memory_size("memory", memory), 8 * len(steps) * chain.n**2
+    if size > limit:
+        raise ValueError(
+            f"stops must be so few that the result fits memory = {memory!r}; "
+            f"{len(steps)} stops with n = {n} take {size / 1e6:,.0f} MB"
+        )
+    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
+    gradients = np.zeros((len(steps), n, n))
+    for group in steps.groups(_GRADIENTS):
+        t, own = steps.t[group], gradients[group]
+        mantissas, exponents = direct.parts(t)
+        there = t >= 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            g = np.ldexp(mantissas[there], np.clip(exponents[there], -5000, 5000)[:, None])
+            own[there] = g[:, :, None] * _before(trajectory, t[there])[:, None, :]
+        bundles = _row_vectors(chain, t, chain.steps + 1, mantissas, exponents)
+        for factors in walk(chain, bundles, 1):
+            a = zero_rows(len(_range(factors)), n)
+            a[:, :n] = _before(trajectory, _range(factors))
+            _check(chain, kernel.accumulate(factors, bundles, a, own, team))
+    finite = np.isfinite(gradients).all(axis=(1, 2))
+    if not finite.all():
+        t = steps.t[int(np.argmin(finite))]
+        raise OverflowError(
+            f"the gradient at t = {t} is beyond the range of float64: contributions() has its logarithm"
+        )
+    return steps.given(gradients)
+
+
+def _with_errors(rnn: RNN, trajectory: Trajectory, y: Any, loss: Any, weights: Any) -> tuple[NetworkChain, Direct]:
+    _arguments.network(rnn, readout=True)
+    chain = network_chain(rnn, trajectory)
+    return chain, Direct(rnn, trajectory, chain, y, loss, weights)
+
+
+def _row_vectors(chain: Chain, t: Array, lags: int, mantissas: Array, exponents: Array) -> Bundles:
+    rows = zero_rows(len(t), chain.n)
+    rows[:, : chain.n] = mantissas
+    return Bundles(t, lags, rows, exponents)
+
+
+def _range(factors: Factors) -> Array:
+    """The k of the factors of a network's chain."""
+    assert factors.d is not None
+    return np.arange(factors.first, factors.first + len(factors.d))
+
+
+def _before(trajectory: Trajectory, t: Array) -> Array:
+    """a_{t-1}, in float64."""
+    return np.asarray(trajectory._a[t - 1, : trajectory._n], np.float64)
+
+
+def _check(chain: Chain, k: int) -> None:
+    if k >= 0:
+        raise ValueError(chain.not_finite(k))
