@@ -80,15 +80,13 @@ template <class Real, Activation activation>
   if constexpr (activation == Activation::identity) {
     return {broadcast(one), broadcast(zero)};
   } else if constexpr (activation == Activation::tanh) {
-    const Vector<Real> modulus = abs<Real>(h);
-    const Vector<Real> e = exp<Real>(Real(-2) * modulus);
-    const Vector<Real> r = one / (one + e);
-    return {Real(4) * e * (r * r), Real(2) * (Real(0x1.62e42fefa39efp-1) - modulus - log1p<Real>(e))};
+    const Vector<Real> modulus = abs<Real>(h), e = exp<Real>(Real(-2) * modulus);
+    const Vector<Real> w = e / (one + e);
+    return {Real(4) * (w - w * w), Real(2) * (Real(0x1.62e42fefa39efp-1) - modulus - log1p<Real>(e))};
   } else if constexpr (activation == Activation::logistic) {
-    const Vector<Real> modulus = abs<Real>(h);
-    const Vector<Real> e = exp<Real>(-modulus);
-    const Vector<Real> r = one / (one + e);
-    return {e * (r * r), -modulus - Real(2) * log1p<Real>(e)};
+    const Vector<Real> modulus = abs<Real>(h), e = exp<Real>(-modulus);
+    const Vector<Real> w = e / (one + e);
+    return {w - w * w, -modulus - Real(2) * log1p<Real>(e)};
   } else if constexpr (activation == Activation::relu) {
     return {select<Real>(h > zero, broadcast(one), broadcast(zero)),
             select<Real>(h > zero, broadcast(zero), broadcast(-infinity))};
@@ -98,7 +96,7 @@ template <class Real, Activation activation>
   } else if constexpr (activation == Activation::elu) {
     return {exp<Real>(at_most<Real>(zero, h)), at_most<Real>(zero, h)};
   } else if constexpr (activation == Activation::softplus) {
-    return {logistic<Real>(h), at_most<Real>(zero, h) - log1p<Real>(decay<Real>(h))};
+    return {logistic<Real>(h), at_most<Real>(zero, h) - log1p<Real>(exp<Real>(-abs<Real>(h)))};
   } else {
     const Vector<Real> modulus = abs<Real>(h);
     const Vector<Real> r = one / (one + modulus);
