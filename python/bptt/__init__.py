@@ -4,6 +4,7 @@ from typing import Any
 
 from bptt._levels import info
 from bptt.checking import CheckReport, check
+from bptt.checkpoints import MemoryPlan, memory_plan
 from bptt.gradient import Gradients, Trajectory, backward, errors, forward, value_and_grad
 from bptt.network import RNN
 
@@ -11,12 +12,14 @@ __all__ = [
     "RNN",
     "CheckReport",
     "Gradients",
+    "MemoryPlan",
     "Trajectory",
     "backward",
     "check",
     "errors",
     "forward",
     "info",
+    "memory_plan",
     "value_and_grad",
 ]
 

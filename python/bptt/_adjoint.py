@@ -11,7 +11,7 @@ import numpy as np
 from bptt._columns import Segment
 from bptt._kernel import Array, Sums
 from bptt._memory import aligned
-from bptt._sweep import Source, States, Sweep, Window
+from bptt._sweep import Source, Sweep, Window
 from bptt.results import Gradients
 
 Part = tuple[slice, tuple[int, ...]]
@@ -52,10 +52,10 @@ class Adjoint:
         d_x = None if self._d_x is None else self._d_x[segment.first - size : segment.end - size]
         sweep.backward(segment, window, pull, self._carry, self._sums, d_x)
         if pull.errors is not None:
-            self.value += float(np.add.reduce(pull.errors))
+            self.value = sweep.columns.add(self.value, pull.errors)
 
-    def gradients(self, factor: float, states: States, *, final: bool) -> Gradients:
-        """The gradient times ``factor``, with the final states where asked for. To be called once, at the end."""
+    def gradients(self, factor: float, h_0: Array | None, final: Array | None = None) -> Gradients:
+        """The gradient times ``factor``; h_0 by rank is needed in form "preactivation". To be called once."""
         sweep = self._sweep
         rnn, columns = sweep.rnn, sweep.columns
         flat, d_x = self._flat, self._d_x
@@ -70,30 +70,26 @@ class Adjoint:
         if d_x is not None:
             d_x = columns.unpack(d_x, 1)
             d_x *= factor
-        ends = states.a if rnn.form == "activation" else states.h
-        last = None
-        if final:
-            assert ends is not None
-            last = columns.unsort(ends[columns.finals(), : rnn.n].copy())
+        last = None if final is None else columns.unsort(final)
         b_R = b if rnn.b_R is not None else None
         b_I = b if rnn.b_I is not None else None
         if b_R is not None and b_I is not None:
             b_I = b_I.copy()
-        initial = columns.unsort(self._initial(states) * rnn.dtype.type(factor))
+        initial = columns.unsort(self._initial(h_0) * rnn.dtype.type(factor))
         if sweep.axes == 1:
             initial = initial[0]
             d_x = None if d_x is None else d_x[:, 0]
             last = None if last is None else last[0]
         return Gradients(W_R, W_I, W_O, b_R, b_I, b_O, initial, d_x, last)
 
-    def _initial(self, states: States) -> Array:
+    def _initial(self, h_0: Array | None) -> Array:
         """dE/d(initial value) by rank: of sequences without a step, what came for their final state."""
         rnn, columns = self._sweep.rnn, self._sweep.columns
         if rnn.form == "preactivation" and columns.steps:
-            assert states.h is not None
+            assert h_0 is not None
             stepping = slice(columns.start(2) - columns.size)  # the sequences that have a step
-            slopes = np.empty_like(states.h[stepping])
-            self._sweep.kernel.activate(self._sweep.network.activation, states.h[stepping], None, slopes, None)
+            slopes = np.empty_like(h_0[stepping])
+            self._sweep.kernel.activate(self._sweep.network.activation, h_0[stepping], None, slopes, None)
             self._carry[stepping] *= slopes
         return self._carry[:, : rnn.n]
 

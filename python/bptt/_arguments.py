@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bptt._kernel import LOSSES, Array
-from bptt._validate import as_array, choice, flag, in_brackets, numbers, shape, symbolic
+from bptt._validate import Slices, as_array, choice, flag, in_brackets, number_dtype, numbers, shape, symbolic
+from bptt._validate import steps as each_step
 from bptt.network import RNN
 from bptt.results import Trajectory
 
@@ -48,9 +49,9 @@ def network(rnn: Any, *, readout: bool = False) -> None:
         raise ValueError("rnn must have a readout W_O to have errors; got W_O = None")
 
 
-def inputs(rnn: RNN, x: Any) -> tuple[Array, Extent]:
+def inputs(rnn: RNN, x: Any) -> tuple[Array | Slices, Extent]:
     """Numbers (T, B, p) or (T, p), tokens (T, B) or (T,)."""
-    array = as_array("x", x)
+    array = each_step("x", x)
     dtype, sizes = array.dtype, array.shape
     if dtype.kind in "iu":
         axes = len(sizes)
@@ -98,31 +99,34 @@ def loss(rnn: RNN, value: Any) -> int | Criterion:
     return index
 
 
-def targets(rnn: RNN, y: Any, loss: int | Criterion, extent: Extent) -> tuple[Array | None, bool]:
+def targets(rnn: RNN, y: Any, loss: int | Criterion, extent: Extent) -> tuple[Array | Slices | None, bool]:
     """The targets, and whether they are of the last steps only."""
     if callable(loss):
         if y is None:
             return None, False
-        array = as_array("y", y)
+        array = each_step("y", y)
         if array.shape[: extent.axes] != extent.sizes:
             shape("y", array, f"{extent.symbols}, ...", (*extent.sizes, None))
         return array, False
     if LOSSES[loss] == "cross_entropy":
-        array = as_array("y", y)
+        array = each_step("y", y)
         if array.dtype.kind not in "iu":
             raise TypeError(f"y must hold integers (classes) for the cross-entropy; got {array.dtype}")
         symbols, sizes = extent.symbols, extent.sizes
     else:
-        array = numbers("y", y)
+        array = each_step("y", y)
+        number_dtype("y", array.dtype)
         symbols, sizes = f"{extent.symbols}, m", (*extent.sizes, rnn.m)
     if array.shape not in (sizes, sizes[1:]):
-        wanted, last = symbolic(symbols, sizes), in_brackets(symbols[3:])
-        raise ValueError(f"y must have shape {wanted}, or {last} for targets of the last steps only; got {array.shape}")
-    return array, array.ndim < len(sizes)
+        wanted, only = symbolic(symbols, sizes), in_brackets(symbols[3:])
+        raise ValueError(f"y must have shape {wanted}, or {only} for targets of the last steps only; got {array.shape}")
+    last = len(array.shape) < len(sizes)
+    return as_array("y", array[:]) if last and sizes[1:] else array, last
 
 
-def weights(value: Any, extent: Extent) -> Array:
-    array = numbers("weights", value, "biuf")
+def weights(value: Any, extent: Extent) -> Array | Slices:
+    array = each_step("weights", value)
+    number_dtype("weights", array.dtype, "biuf")
     shape("weights", array, extent.symbols, extent.sizes)
     return array
 
@@ -141,7 +145,7 @@ def lengths(value: Any, extent: Extent) -> Array | None:
     return array.astype(np.int64)
 
 
-def wrt_inputs(value: Any, x: Array) -> None:
+def wrt_inputs(value: Any, x: Array | Slices) -> None:
     if flag("wrt_inputs", value) and x.dtype.kind != "f":
         raise TypeError(f"wrt_inputs=True needs an x of numbers: tokens have no gradient; got x of {x.dtype}")
 

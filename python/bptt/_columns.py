@@ -14,6 +14,7 @@ import numpy as np
 
 from bptt._kernel import Array, row_length
 
+_FLOAT64 = np.dtype(np.float64)
 _STEPS = 4096
 _BYTES = 4 << 20
 _FLOP = 3_000_000_000
@@ -24,12 +25,21 @@ def segment_steps(n: int, p: int, m: int, size: int, dtype: np.dtype[np.floating
     """Steps of a segment: the grid on which every call over this problem works, from t = 0.
 
     Long enough that a call into the kernel (microseconds) is lost in it, short enough that its states stay in cache
-    and Ctrl-C is heard soon. A power of two, so that the kernel's own blocks of steps come out even.
+    and Ctrl-C is heard soon. A whole number of the kernel's own blocks, unless it is shorter than one.
     """
     column = (2 * row_length(n, dtype.itemsize) + p + m) * dtype.itemsize
     flop = 6 * n * (n + p + m)
     steps = min(_STEPS, _BYTES // (column * size), _FLOP // (flop * size))
-    return 1 << max(steps, 1).bit_length() - 1
+    block = block_steps(n, size)
+    return steps // block * block or max(steps, 1)
+
+
+def block_steps(n: int, size: int) -> int:
+    """Steps of the blocks in which a level works where all sequences are present (block_columns in kernel/steps.hpp).
+
+    A sum adds the blocks' parts one after the other, so time can be cut between blocks and no bit of it changes.
+    """
+    return max((512 if n >= 512 else 256) // size, 1)
 
 
 class Segment:
@@ -59,9 +69,9 @@ class Segment:
 class Columns:
     """The columns of a batch: ``size`` sequences of an array of ``time`` steps, the longest of ``steps`` steps."""
 
-    __slots__ = ("_ascending", "_latest", "_prefix", "grid", "lengths", "order", "size", "steps", "time")
+    __slots__ = ("_ascending", "_latest", "_prefix", "grid", "lengths", "order", "size", "steps", "time", "unit")
 
-    def __init__(self, time: int, size: int, lengths: Array | None, grid: int) -> None:
+    def __init__(self, time: int, size: int, lengths: Array | None, grid: int, block: int = 0) -> None:
         self.time, self.size, self.lengths, self.grid = time, size, lengths, grid
         self.steps = time
         self._latest: Segment | None = None  # the way back begins with the one that the way forth ended with
@@ -72,6 +82,8 @@ class Columns:
                 self.order = np.argsort(-lengths, kind="stable")
                 self._ascending = np.sort(lengths)
                 self._prefix = np.concatenate(([0], np.cumsum(self._ascending + 1)))
+        # Steps between the places where time can be cut and no sum changes: a level's blocks, all of them alike.
+        self.unit = block if block and self.order is None and not grid % block else grid
 
     @property
     def total(self) -> int:
@@ -97,20 +109,22 @@ class Columns:
         return self._starts(lengths) + np.arange(self.size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Columns, (self.time, self.size, self.lengths, self.grid)
+        return Columns, (self.time, self.size, self.lengths, self.grid, self.unit)
 
     def segments(self) -> Iterator[Segment]:
         for t0 in range(0, self.steps, self.grid):
-            yield self._segment(t0)
+            yield self.segment(t0)
 
     def segments_backward(self) -> Iterator[Segment]:
         for t0 in range((self.steps - 1) // self.grid * self.grid, -1, -self.grid):
-            yield self._segment(t0)
+            yield self.segment(t0)
 
-    def _segment(self, t0: int) -> Segment:
-        latest = self._latest
-        if latest is None or latest.t0 != t0:
+    def segment(self, t0: int, t1: int | None = None) -> Segment:
+        """Steps t0+1 .. t1, or the one of the grid that begins at t0."""
+        if t1 is None:
             t1 = min(t0 + self.grid, self.steps)
+        latest = self._latest
+        if latest is None or (latest.t0, latest.t1) != (t0, t1):
             latest = self._latest = self._full(t0, t1) if self.order is None else self._ragged(t0, t1, self.order)
         return latest
 
@@ -141,6 +155,13 @@ class Columns:
         steps, sequences = segment.where
         ends = np.flatnonzero(steps + segment.t0 + 1 == self.lengths[sequences])
         return ends if len(ends) else None
+
+    def add(self, total: float, values: Array) -> float:
+        """The total and the values of a segment's columns: unit by unit, the last first, however time is cut."""
+        unit = self.unit * self.size
+        for start in range((len(values) - 1) // unit * unit, -1, -unit):
+            total += float(np.add.reduce(values[start : start + unit], dtype=_FLOAT64))
+        return total
 
     def block(self, packed: Array, segment: Segment) -> Array:
         """The packed columns of a segment as (L, B, ...), zero beyond a length: a view where no step is missing."""

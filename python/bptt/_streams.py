@@ -7,6 +7,7 @@ import numpy as np
 from bptt._columns import Columns, Segment
 from bptt._kernel import Array
 from bptt._memory import contiguous
+from bptt._validate import Slices
 
 _INT32 = np.dtype(np.int32)
 _UNSIGNED = {np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)}
@@ -15,6 +16,24 @@ _UNSIGNED = {np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" fo
 def place(segment: Segment, column: int) -> str:
     t, b = segment.locate(column)
     return f"at step t = {t} of sequence b = {b} (steps count from 1, sequences from 0)"
+
+
+def read(name: str, source: Array | Slices, segment: Segment) -> Array:
+    """Steps t0+1 .. t1 of an array of steps; what is read piece by piece may come otherwise than was announced."""
+    block = source[segment.t0 : segment.t1]
+    if isinstance(block, np.ndarray) and isinstance(source, np.ndarray):
+        return block
+    block = np.asarray(block)
+    wanted = (segment.t1 - segment.t0, *source.shape[1:])
+    if (block.shape, block.dtype) != (wanted, source.dtype):
+        short = block.ndim == len(wanted) and block.shape[0] < wanted[0] and block.shape[1:] == wanted[1:]
+        step = segment.t0 + 1 + (block.shape[0] if short else 0)
+        raise ValueError(
+            f"{name} {'ends early, ' if short else 'changes '}at step t = {step} (steps count from 1): steps "
+            f"{segment.t0 + 1}..{segment.t1} must have shape {wanted} and {source.dtype}; got {block.shape} and "
+            f"{block.dtype}"
+        )
+    return block
 
 
 def pick(block: Array, axes: int, segment: Segment) -> Array:
@@ -31,20 +50,23 @@ class Stream:
     What is read has shape (C, ...), the dtype asked for, and lies contiguous: a view of the source where it can be.
     """
 
-    __slots__ = ("_flat", "axes", "dtype", "size", "source")
+    __slots__ = ("_flat", "axes", "dtype", "name", "size", "source")
 
-    def __init__(self, source: Array, axes: int, columns: Columns, dtype: np.dtype[np.generic]) -> None:
-        self.source, self.axes, self.size, self.dtype = source, axes, columns.size, dtype
-        flags = source.flags
-        direct = columns.order is None and source.dtype == dtype and flags.c_contiguous and flags.aligned
-        self._flat = source.reshape(columns.time * columns.size, *source.shape[axes:]) if direct else None
+    def __init__(
+        self, name: str, source: Array | Slices, axes: int, columns: Columns, dtype: np.dtype[np.generic]
+    ) -> None:
+        self.name, self.source, self.axes, self.size, self.dtype = name, source, axes, columns.size, dtype
+        self._flat = None
+        if isinstance(source, np.ndarray) and columns.order is None and source.dtype == dtype:
+            flags = source.flags
+            if flags.c_contiguous and flags.aligned:
+                self._flat = source.reshape(columns.time * columns.size, *source.shape[axes:])
 
     def columns(self, segment: Segment) -> Array:
         """The columns as they are in the source: any dtype, perhaps strided."""
         if self._flat is not None:
             return self._flat[segment.first - self.size : segment.end - self.size]
-        block = np.asarray(self.source[segment.t0 : segment.t1])
-        return pick(block, self.axes, segment)
+        return pick(read(self.name, self.source, segment), self.axes, segment)
 
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
         """The columns of a segment; where a weight is 0 their values do not matter."""
@@ -57,6 +79,9 @@ class Weights(Stream):
 
     __slots__ = ()
 
+    def __init__(self, source: Array | Slices, axes: int, columns: Columns, dtype: np.dtype[np.generic]) -> None:
+        super().__init__("weights", source, axes, columns, dtype)
+
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
         weights = super().read(segment)
         if not (np.minimum.reduce(weights) >= 0 and np.maximum.reduce(weights) < np.inf):  # nan fails both
@@ -68,11 +93,11 @@ class Weights(Stream):
 class Indices(Stream):
     """Tokens or target classes: integers in 0 .. limit-1."""
 
-    __slots__ = ("limit", "name", "symbol")
+    __slots__ = ("limit", "symbol")
 
-    def __init__(self, source: Array, axes: int, columns: Columns, name: str, symbol: str, limit: int) -> None:
-        super().__init__(source, axes, columns, _INT32)
-        self.name, self.symbol, self.limit = name, symbol, limit
+    def __init__(self, name: str, source: Array | Slices, axes: int, columns: Columns, symbol: str, limit: int) -> None:
+        super().__init__(name, source, axes, columns, _INT32)
+        self.symbol, self.limit = symbol, limit
 
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
         indices = self.columns(segment)

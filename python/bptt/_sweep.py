@@ -6,10 +6,10 @@ from typing import NamedTuple, Protocol
 
 from bptt import _levels
 from bptt._arguments import Extent, Nonfinite
-from bptt._columns import Columns, Segment, segment_steps
+from bptt._columns import Columns, Segment, block_steps, segment_steps
 from bptt._kernel import Array, Sums
-from bptt._memory import aligned
 from bptt._streams import Indices, Stream, place
+from bptt._validate import Slices
 from bptt.network import RNN
 
 Window = tuple[Array, Array | None]  # rows t0 .. t1 of a and, where h is kept, rows t0+1 .. t1 of h
@@ -60,7 +60,13 @@ class Sweep:
     __slots__ = ("axes", "columns", "kernel", "network", "nonfinite", "rnn", "threads", "tokens", "warning", "x")
 
     def __init__(
-        self, rnn: RNN, x: Array, extent: Extent, lengths: Array | None, nonfinite: Nonfinite, threads: int | None
+        self,
+        rnn: RNN,
+        x: Array | Slices,
+        extent: Extent,
+        lengths: Array | None,
+        nonfinite: Nonfinite,
+        threads: int | None,
     ) -> None:
         self.threads = _levels.resolve_threads(threads)
         self.kernel = _levels.kernel()
@@ -69,31 +75,27 @@ class Sweep:
         self.network = rnn._network(self.tokens)
         n, p = rnn.W_I.shape
         grid = segment_steps(n, 1 if self.tokens else p, rnn.m, extent.size, rnn.dtype)
-        self.columns = Columns(extent.time, extent.size, lengths, grid)
+        self.columns = Columns(extent.time, extent.size, lengths, grid, block_steps(n, extent.size))
         if self.tokens:
-            self.x: Stream = Indices(x, extent.axes, self.columns, "x", "p", p)
+            self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", p)
         else:
-            self.x = Stream(x, extent.axes, self.columns, rnn.dtype)
+            self.x = Stream("x", x, extent.axes, self.columns, rnn.dtype)
         self.nonfinite = nonfinite
         self.warning = ""  # to be given at the end of the call
 
-    def begin(self, initial: Array | None, *, keep_h: bool) -> States:
-        """Storage for all steps, with t = 0 filled in."""
-        rnn, columns = self.rnn, self.columns
-        rows, size = columns.start(columns.steps + 1), columns.size
-        a = aligned(rows, rnn.n, rnn.dtype)
-        h = aligned(rows, rnn.n, rnn.dtype) if keep_h else None
-        state = a if rnn.form == "activation" else h
-        for storage in (a, h):
-            if storage is not None:
-                storage[:size] = 0
+    def begin(self, initial: Array | None, a: Array, h: Array | None) -> None:
+        """Fill in the rows of t = 0; h is needed in form "preactivation"."""
+        n, columns = self.rnn.n, self.columns
+        state = a if self.rnn.form == "activation" else h
+        for rows in (a, h):
+            if rows is not None:
+                rows.fill(0)
         if initial is not None:
             assert state is not None
-            state[:size, : rnn.n] = columns.sort(initial)
-        if rnn.form == "preactivation":
+            state[:, :n] = columns.sort(initial)
+        if self.rnn.form == "preactivation":
             assert h is not None
-            self.kernel.activate(self.network.activation, h[:size], a[:size], None, None)
-        return States(a, h)
+            self.kernel.activate(self.network.activation, h, a, None, None)
 
     def outputs(self, segment: Segment, window: Window, o: Array) -> None:
         """Write o_t0+1 .. o_t1 (C, m)."""

@@ -8,13 +8,12 @@ from bptt._arguments import Criterion
 from bptt._columns import Columns, Segment
 from bptt._kernel import LOSSES, Array
 from bptt._memory import contiguous
-from bptt._streams import Indices, Stream, Weights, pick
+from bptt._streams import Indices, Stream, Weights, pick, read
 from bptt._sweep import Pull, Sweep, Window
-from bptt._validate import numbers, shape
+from bptt._validate import Slices, numbers, shape
 from bptt.network import RNN
 
 _CROSS_ENTROPY = LOSSES.index("cross_entropy")
-_FLOAT64 = np.dtype(np.float64)
 
 
 class Targets:
@@ -23,16 +22,23 @@ class Targets:
     __slots__ = ("_columns", "_dtype", "_last", "_loss", "_weights", "_y", "total_weight")
 
     def __init__(
-        self, rnn: RNN, columns: Columns, axes: int, loss: int, y: Array, last: bool, weights: Array | None
+        self,
+        rnn: RNN,
+        columns: Columns,
+        axes: int,
+        loss: int,
+        y: Array | Slices,
+        last: bool,
+        weights: Array | Slices | None,
     ) -> None:
         self.total_weight = 0.0
         self._columns, self._dtype, self._last, self._loss = columns, rnn.dtype, last, loss
         if last:
-            y = np.broadcast_to(y, (columns.time, *y.shape))
+            y = np.broadcast_to(np.asarray(y), (columns.time, *y.shape))
         if loss == _CROSS_ENTROPY:
-            self._y: Stream = Indices(y, axes, columns, "y", "m", rnn.m)
+            self._y: Stream = Indices("y", y, axes, columns, "m", rnn.m)
         else:
-            self._y = Stream(y, axes, columns, rnn.dtype)
+            self._y = Stream("y", y, axes, columns, rnn.dtype)
         self._weights = None if weights is None else Weights(weights, axes, columns, rnn.dtype)
 
     def pull(self, segment: Segment, window: Window) -> Pull:
@@ -46,7 +52,7 @@ class Targets:
         if weights is None:
             self.total_weight += segment.columns
         else:
-            self.total_weight += float(np.add.reduce(weights, dtype=_FLOAT64))
+            self.total_weight = self._columns.add(self.total_weight, weights)
         return Pull(self._loss, self._y.read(segment, weights), weights, errors=np.empty(segment.columns))
 
 
@@ -55,7 +61,9 @@ class CallableError:
 
     __slots__ = ("_criterion", "_sweep", "_weights", "_y", "total_weight")
 
-    def __init__(self, sweep: Sweep, criterion: Criterion, y: Array | None, weights: Array | None) -> None:
+    def __init__(
+        self, sweep: Sweep, criterion: Criterion, y: Array | Slices | None, weights: Array | Slices | None
+    ) -> None:
         self.total_weight = 0.0
         self._criterion, self._sweep, self._y = criterion, sweep, y
         self._weights = None if weights is None else Weights(weights, sweep.axes, sweep.columns, sweep.rnn.dtype)
@@ -68,7 +76,7 @@ class CallableError:
         symbols = "L, B"
         if sweep.axes == 1:
             o, symbols = o[:, 0], "L"
-        pair = self._criterion(o, None if self._y is None else self._y[segment.t0 : segment.t1])
+        pair = self._criterion(o, None if self._y is None else read("y", self._y, segment))
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(f"loss must return a pair (E, dE/do); got {type(pair).__name__}")
         E, d_outputs = numbers("E returned by loss", pair[0]), numbers("dE/do returned by loss", pair[1])
@@ -79,7 +87,7 @@ class CallableError:
             self.total_weight += segment.columns
         else:
             weights = self._weights.read(segment)
-            self.total_weight += float(np.add.reduce(weights, dtype=_FLOAT64))
+            self.total_weight = sweep.columns.add(self.total_weight, weights)
             met = weights > 0  # elsewhere there may stand nan
             E = np.multiply(weights, E, where=met, out=np.zeros(len(met)))
             d_outputs = np.multiply(weights[:, None], d_outputs, where=met[:, None], out=np.zeros(packed.shape))
@@ -94,8 +102,8 @@ class Given:
     def __init__(self, sweep: Sweep, d_outputs: Array | None, d_states: Array | None) -> None:
         self.total_weight = 0.0
         axes, columns, dtype = sweep.axes, sweep.columns, sweep.rnn.dtype
-        self._d_outputs = None if d_outputs is None else Stream(d_outputs, axes, columns, dtype)
-        self._d_states = None if d_states is None else Stream(d_states, axes, columns, dtype)
+        self._d_outputs = None if d_outputs is None else Stream("d_outputs", d_outputs, axes, columns, dtype)
+        self._d_states = None if d_states is None else Stream("d_states", d_states, axes, columns, dtype)
 
     def pull(self, segment: Segment, window: Window) -> Pull:
         return Pull(

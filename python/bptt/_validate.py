@@ -6,7 +6,7 @@ A wrong kind of object or dtype is a TypeError, a wrong shape, range or name a V
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +21,51 @@ def as_array(name: str, value: Any) -> Array:
         raise ValueError(f"{name} is no rectangular array: {error}") from None
 
 
+class Slices(Protocol):
+    """An array that is read slice by slice along its first axis, such as a dataset of HDF5 or Zarr."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, steps: slice, /) -> npt.ArrayLike: ...
+
+
+def steps(name: str, value: Any) -> Array | Slices:
+    """An array of steps: as it is where it lies outside memory, to be read slice by slice; else by `as_array`."""
+    if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__dlpack__"):
+        return as_array(name, value)
+    if (
+        isinstance(getattr(value, "dtype", None), np.dtype)
+        and hasattr(value, "shape")
+        and hasattr(value, "__getitem__")
+    ):
+        slices: Slices = value
+        return slices
+    return as_array(name, value)
+
+
 def numbers(name: str, value: Any, kinds: str = "iuf") -> Array:
     """An array of real numbers that is cast to float32 or float64 without a question."""
     array = as_array(name, value)
-    dtype = array.dtype
-    if dtype.kind not in kinds or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):
-        raise TypeError(f"{name} must hold real numbers (float32, float64 or integers); got {dtype}")
+    number_dtype(name, array.dtype, kinds)
     return array
 
 
-def shape(name: str, array: Array, symbols: str, sizes: tuple[int | None, ...]) -> None:
+def number_dtype(name: str, dtype: np.dtype[Any], kinds: str = "iuf") -> None:
+    if dtype.kind not in kinds or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):
+        raise TypeError(f"{name} must hold real numbers (float32, float64 or integers); got {dtype}")
+
+
+def shape(name: str, array: Array | Slices, symbols: str, sizes: tuple[int | None, ...]) -> None:
     """Raise unless the array has these sizes (None: any); ``symbols`` names them, such as ``"T, B, m"``."""
     if array.shape == sizes:
         return
-    if array.ndim != len(sizes) or any(size not in (None, have) for size, have in zip(sizes, array.shape, strict=True)):
+    if len(array.shape) != len(sizes) or any(
+        size not in (None, have) for size, have in zip(sizes, array.shape, strict=True)
+    ):
         raise ValueError(f"{name} must have shape {symbolic(symbols, sizes)}; got {array.shape}")
 
 
@@ -101,4 +132,6 @@ def memory_size(name: str, value: Any) -> int:
     try:
         return int(float(amount) * _UNITS[unit.strip()])
     except (KeyError, ValueError, OverflowError):
-        raise ValueError(f"{name} must be a number of bytes or a text like '16 MB' or '16 MiB'; got {value!r}") from None
+        raise ValueError(
+            f"{name} must be a number of bytes or a text like '16 MB' or '16 MiB'; got {value!r}"
+        ) from None

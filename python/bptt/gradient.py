@@ -11,11 +11,15 @@ import numpy.typing as npt
 from bptt import _arguments, _levels
 from bptt._adjoint import Adjoint
 from bptt._arguments import NONFINITE, REDUCTIONS, Criterion, Nonfinite, Reduction
-from bptt._kernel import Array
+from bptt._budget import budget
+from bptt._kernel import LOSSES, Array
 from bptt._memory import aligned
+from bptt._progress import Progress, meter
+from bptt._progress import check as check_progress
 from bptt._sweep import Source, States, Sweep
+from bptt._tape import Tape
 from bptt._upstream import CallableError, Given, Targets
-from bptt._validate import choice
+from bptt._validate import choice, memory_size
 from bptt.network import RNN
 from bptt.results import Gradients, Trajectory
 
@@ -30,6 +34,7 @@ def forward(
     lengths: npt.ArrayLike | None = None,
     nonfinite: Nonfinite = "warn",
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Trajectory:
     """Run the network: h_t = W_R a_{t-1} + W_I x_t + b_I + b_R, a_t = sigma(h_t), for t = 1 .. T (article eqs. 1, G1).
 
@@ -48,6 +53,8 @@ def forward(
         sequence.
     threads : int, optional
         At least 1; never changes a result. None: BPTT_NUM_THREADS, else OMP_NUM_THREADS, else all processors allowed.
+    progress : bool or callable
+        True draws a bar on standard error; a callable is given the fraction done, up to 1.0, a few times a second.
 
     Returns
     -------
@@ -75,20 +82,25 @@ def forward(
     first = None if initial is None else _arguments.rows("initial", initial, rnn, extent)
     steps = _arguments.lengths(lengths, extent)
     choice("nonfinite", nonfinite, NONFINITE)
+    check_progress(progress)
     sweep = Sweep(rnn, inputs, extent, steps, nonfinite, threads)
 
     columns = sweep.columns
-    states = sweep.begin(first, keep_h=True)
+    size, rows = extent.size, columns.start(columns.steps + 1)
+    states = States(aligned(rows, rnn.n, rnn.dtype), h := aligned(rows, rnn.n, rnn.dtype))
+    sweep.begin(first, states.a[:size], h[:size])
     o: Array | None = None if rnn.W_O is None else np.empty((columns.total, rnn.m), rnn.dtype)
-    for segment in columns.segments():
-        window = states.window(segment)
-        sweep.forward(segment, window)
-        if o is not None:
-            sweep.outputs(segment, window, o[segment.first - extent.size : segment.end - extent.size])
+    with meter(progress, lambda: columns.steps) as tick:
+        for segment in columns.segments():
+            window = states.window(segment)
+            sweep.forward(segment, window)
+            if o is not None:
+                sweep.outputs(segment, window, o[segment.first - size : segment.end - size])
+            if tick:
+                tick(segment.t1 - segment.t0)
     if sweep.warning:
         warnings.warn(sweep.warning, RuntimeWarning, stacklevel=2)
-    assert states.h is not None
-    return Trajectory(states.a, states.h, o, rnn.n, rnn.form, columns, extent.axes == 2)
+    return Trajectory(states.a, h, o, rnn.n, rnn.form, columns, extent.axes == 2)
 
 
 def value_and_grad(
@@ -104,6 +116,8 @@ def value_and_grad(
     wrt_inputs: bool = False,
     nonfinite: Nonfinite = "warn",
     threads: int | None = None,
+    memory: int | str | None = None,
+    progress: Progress = False,
 ) -> tuple[float, Gradients]:
     """The error E = sum_t w_t E_t and its exact gradient, by backpropagation through time (Pascanu 2013 eqs. 3-5).
 
@@ -135,8 +149,13 @@ def value_and_grad(
         Whether to compute dE/dx_t = delta_t W_I too. x must be numbers, not tokens.
     nonfinite : {"warn", "raise", "ignore"}
         As in `forward`; for delta_t, going back from T, too.
-    threads
+    threads, progress
         As in `forward`.
+    memory : int or str, optional
+        Bytes that the call may take beyond its inputs and results, or a text such as "16 MB" or "16 MiB". Where the
+        states do not fit, some are kept and the others computed again, at the least extra work (`memory_plan` says
+        how much); the result is the same to the last bit. None: all states, while they fit into half of the free
+        memory, else as many as do.
 
     Returns
     -------
@@ -179,11 +198,14 @@ def value_and_grad(
     choice("reduction", reduction, REDUCTIONS)
     _arguments.wrt_inputs(wrt_inputs, inputs)
     choice("nonfinite", nonfinite, NONFINITE)
+    limit = None if memory is None else memory_size("memory", memory)
+    check_progress(progress)
     sweep = Sweep(rnn, inputs, extent, steps, nonfinite, threads)
 
-    states = sweep.begin(first, keep_h="preactivation" in (rnn.readout, rnn.form))
-    for segment in sweep.columns.segments():
-        sweep.forward(segment, states.window(segment))
+    keep_h = "preactivation" in (rnn.readout, rnn.form)
+    by_class = error == LOSSES.index("cross_entropy")
+    plan = budget(sweep, keep_h=keep_h, by_class=by_class, wrt_inputs=wrt_inputs, memory=limit)
+    tape = Tape(sweep, first, keep_h, plan)
     source: Source
     if callable(error):
         source = CallableError(sweep, error, targets, step_weights)
@@ -191,12 +213,15 @@ def value_and_grad(
         assert targets is not None
         source = Targets(rnn, sweep.columns, extent.axes, error, targets, last, step_weights)
     adjoint = Adjoint(sweep, source, None, wrt_inputs)
-    for segment in sweep.columns.segments_backward():
-        adjoint.take(segment, states.window(segment))
+    with meter(progress, lambda: plan.work(sweep.columns.unit)) as tick:
+        for segment, window in tape.backward(tick):
+            adjoint.take(segment, window)
+            if tick:
+                tick(2 * (segment.t1 - segment.t0))
     factor = 1.0
     if reduction == "mean":
         factor = 1 / source.total_weight if source.total_weight else 0.0
-    gradients = adjoint.gradients(factor, states, final=True)
+    gradients = adjoint.gradients(factor, tape.initial, tape.final)
     if sweep.warning:
         warnings.warn(sweep.warning, RuntimeWarning, stacklevel=2)
     return adjoint.value * factor, gradients
@@ -213,6 +238,7 @@ def backward(
     wrt_inputs: bool = False,
     nonfinite: Nonfinite = "warn",
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Gradients:
     """The gradient of any function of a trajectory, from its derivatives by outputs and states (adjoint of `forward`).
 
@@ -230,7 +256,7 @@ def backward(
         The direct part: what reaches a state through later ones is found here.
     d_final : array of shape (B, n), optional
         dE/d(state after each sequence's last step); of a sequence without steps, that is the initial one.
-    wrt_inputs, nonfinite, threads
+    wrt_inputs, nonfinite, threads, progress
         As in `value_and_grad`.
 
     Returns
@@ -267,13 +293,17 @@ def backward(
         d_final = _arguments.rows("d_final", d_final, rnn, extent)
     _arguments.wrt_inputs(wrt_inputs, inputs)
     choice("nonfinite", nonfinite, NONFINITE)
+    check_progress(progress)
     sweep = Sweep(rnn, inputs, extent, trajectory._columns.lengths, nonfinite, threads)
 
     states = States(trajectory._a, trajectory._h)
     adjoint = Adjoint(sweep, Given(sweep, d_outputs, d_states), d_final, wrt_inputs)
-    for segment in sweep.columns.segments_backward():
-        adjoint.take(segment, states.window(segment))
-    gradients = adjoint.gradients(1.0, states, final=False)
+    with meter(progress, lambda: sweep.columns.steps) as tick:
+        for segment in sweep.columns.segments_backward():
+            adjoint.take(segment, states.window(segment))
+            if tick:
+                tick(segment.t1 - segment.t0)
+    gradients = adjoint.gradients(1.0, trajectory._h[: extent.size])
     if sweep.warning:
         warnings.warn(sweep.warning, RuntimeWarning, stacklevel=2)
     return gradients

@@ -1,0 +1,107 @@
+"""The states of a call, kept as far as its memory goes and computed again where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from bptt._budget import Budget
+from bptt._columns import Segment
+from bptt._kernel import Array
+from bptt._memory import aligned
+from bptt._sweep import Sweep, Window
+
+
+class Tape:
+    """Runs forward through a sequence, and hands out its segments with their states, the last first.
+
+    One storage of rows holds the boundaries kept, and after them the window taped: its states follow the boundary at
+    its beginning, its pre-activations (where they are kept) follow its states.
+
+    Attributes
+    ----------
+    initial : array of shape (B, ld) or None
+        h_0 by rank, in form "preactivation".
+    final : array of shape (B, n)
+        The state after each sequence's last step, by rank: whole once all segments were handed out.
+    """
+
+    __slots__ = ("_budget", "_ends", "_keep_h", "_rows", "_sweep", "final", "initial")
+
+    def __init__(self, sweep: Sweep, initial: Array | None, keep_h: bool, budget: Budget) -> None:
+        self._sweep, self._budget, self._keep_h = sweep, budget, keep_h
+        rnn, columns = sweep.rnn, sweep.columns
+        size = columns.size
+        whole = size + columns.total * (2 if keep_h else 1)
+        self._rows = aligned(min(size + budget.rows, whole), rnn.n, rnn.dtype)
+        a = self._rows[:size]
+        self.initial = aligned(size, rnn.n, rnn.dtype) if rnn.form == "preactivation" else None
+        sweep.begin(initial, a, self.initial)
+        self.final: Array = (a if self.initial is None else self.initial)[:, : rnn.n].copy()
+        self._ends = columns.finals()
+
+    def backward(self, tick: Callable[[int], None] | None) -> Iterator[tuple[Segment, Window]]:
+        """The segments with their states. ``tick`` hears of every piece of steps run forward."""
+        sweep, budget = self._sweep, self._budget
+        most = budget.most
+        columns = sweep.columns
+        size, unit = columns.size, columns.unit
+        depth = 0  # of the boundary that the next move begins at
+        for tape, start, stop in budget.schedule():
+            t0, t1 = start * unit, min(stop * unit, columns.steps)
+            base = depth * size
+            if tape:
+                depth -= 1
+                pieces = range(t0, t1, most)
+                for t in pieces:
+                    segment = columns.segment(t, min(t + most, t1))
+                    window = self._window(segment, base, t0, t1)
+                    sweep.forward(segment, window)
+                    self._gather(segment, window)
+                    if tick:
+                        tick(segment.t1 - segment.t0)
+                if pieces:
+                    yield segment, window
+                for t in reversed(pieces[:-1]):
+                    segment = columns.segment(t, min(t + most, t1))
+                    yield segment, self._window(segment, base, t0, t1)
+                continue
+            depth += 1
+            kept = base + size
+            fit = (budget.rows - depth * size) // budget.costs.unit * unit
+            for t in range(t0, t1, min(most, fit)):
+                segment = columns.segment(t, min(t + min(most, fit), t1))
+                window = self._window(segment, base, segment.t0, segment.t1)
+                sweep.forward(segment, window)
+                reached = int(segment.counts[-2])
+                self._rows[kept : kept + reached] = window[0][-reached:]
+                base = kept
+                if tick:
+                    tick(segment.t1 - segment.t0)
+
+    def _window(self, segment: Segment, base: int, t0: int, t1: int) -> Window:
+        """The rows of a segment in a window over the steps t0 .. t1 whose boundary lies at row ``base``."""
+        columns, rows = self._sweep.columns, self._rows
+        shift = base - columns.start(t0)
+        a = rows[shift + segment.before : shift + segment.end]
+        if not self._keep_h:
+            return a, None
+        shift += columns.start(t1 + 1) - columns.start(t0 + 1)
+        return a, rows[shift + segment.first : shift + segment.end]
+
+    def _gather(self, segment: Segment, window: Window) -> None:
+        a, h = window
+        if self._sweep.rnn.form == "activation":
+            states = a[segment.first - segment.before :]
+        else:
+            assert h is not None
+            states = h
+        n = self._sweep.rnn.n
+        if isinstance(self._ends, slice):
+            if segment.t1 == self._sweep.columns.steps:
+                self.final[:] = states[-len(self.final) :, :n]
+            return
+        ends = self._ends - segment.first
+        here = np.flatnonzero((ends >= 0) & (ends < segment.columns))
+        self.final[here] = states[ends[here], :n]
