@@ -121,7 +121,7 @@ def targets(rnn: RNN, y: Any, loss: int | Criterion, extent: Extent) -> tuple[Ar
         wanted, only = symbolic(symbols, sizes), in_brackets(symbols[3:])
         raise ValueError(f"y must have shape {wanted}, or {only} for targets of the last steps only; got {array.shape}")
     last = len(array.shape) < len(sizes)
-    return as_array("y", array[:]) if last and sizes[1:] else array, last
+    return as_array("y", array[0 : sizes[1]]) if last and sizes[1:] else array, last
 
 
 def weights(value: Any, extent: Extent) -> Array | Slices:

@@ -29,7 +29,7 @@ def read(name: str, source: Array | Slices, segment: Segment) -> Array:
         short = block.ndim == len(wanted) and block.shape[0] < wanted[0] and block.shape[1:] == wanted[1:]
         step = segment.t0 + 1 + (block.shape[0] if short else 0)
         raise ValueError(
-            f"{name} {'ends early, ' if short else 'changes '}at step t = {step} (steps count from 1): steps "
+            f"{name} {'ends before' if short else 'changes at'} step t = {step} (steps count from 1): steps "
             f"{segment.t0 + 1}..{segment.t1} must have shape {wanted} and {source.dtype}; got {block.shape} and "
             f"{block.dtype}"
         )
