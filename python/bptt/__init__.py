@@ -5,6 +5,7 @@ from typing import Any
 from bptt._levels import info
 from bptt.checking import CheckReport, check
 from bptt.checkpoints import MemoryPlan, memory_plan
+from bptt.exchange import from_torch
 from bptt.gradient import Gradients, Trajectory, backward, errors, forward, value_and_grad
 from bptt.network import RNN
 
@@ -18,6 +19,7 @@ __all__ = [
     "check",
     "errors",
     "forward",
+    "from_torch",
     "info",
     "memory_plan",
     "value_and_grad",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,11 @@ import numpy.typing as npt
 from bptt import _validate
 from bptt._kernel import ACTIVATIONS, FORMS, OUTPUTS, READOUTS, Array, Network
 from bptt._memory import aligned, contiguous, read_only
+
+if TYPE_CHECKING:
+    import torch
+
+    import bptt.torch
 
 WEIGHTS = ("W_R", "W_I", "W_O", "b_R", "b_I", "b_O")
 CHOICES = {"activation": ACTIVATIONS, "form": FORMS, "readout": READOUTS, "output": OUTPUTS}
@@ -365,6 +370,27 @@ class RNN:
             return cls(**weights, **{choice: metadata[choice] for choice in CHOICES})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name} holds a network that is not whole: {error}") from error
+
+    def to_torch(self) -> tuple[bptt.torch.RNN, torch.nn.Linear | None]:
+        """The network as modules of PyTorch, with copies of the weights; `bptt.from_torch` is the way back.
+
+        Returns
+        -------
+        module : bptt.torch.RNN
+            Its ``state_dict`` fits a `torch.nn.RNN` too.
+        readout : torch.nn.Linear or None
+            Gives z_t, which `torch.nn.functional.cross_entropy` takes; the softmax is not in it.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            PyTorch is not installed.
+        ValueError
+            The form or what the readout reads is "preactivation", which modules of PyTorch have not.
+        """
+        from bptt.exchange import to_torch
+
+        return to_torch(self)
 
     def _weights(self) -> dict[str, Array]:
         """The weights that are present, in the order of the signature."""
