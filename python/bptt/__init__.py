@@ -8,6 +8,7 @@ from bptt.checkpoints import MemoryPlan, memory_plan
 from bptt.exchange import from_torch
 from bptt.gradient import Gradients, Trajectory, backward, errors, forward, value_and_grad
 from bptt.network import RNN
+from bptt.truncated import TruncatedRun, TruncationBias, truncated_value_and_grad, truncation_bias
 
 __all__ = [
     "RNN",
@@ -15,6 +16,8 @@ __all__ = [
     "Gradients",
     "MemoryPlan",
     "Trajectory",
+    "TruncatedRun",
+    "TruncationBias",
     "backward",
     "check",
     "errors",
@@ -22,6 +25,8 @@ __all__ = [
     "from_torch",
     "info",
     "memory_plan",
+    "truncated_value_and_grad",
+    "truncation_bias",
     "value_and_grad",
 ]
 
