@@ -7,7 +7,7 @@ of states begin with the block of t = 0; arrays of inputs, errors and the like b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,12 @@ class Segment:
         else:
             step, sequence = (int(index[column]) for index in self.where)
         return self.t0 + 1 + step, sequence
+
+
+@lru_cache(64)
+def equal(time: int, size: int, grid: int, block: int) -> Columns:
+    """The columns of sequences that are all as long as their array: one object for every batch of that shape."""
+    return Columns(time, size, None, grid, block)
 
 
 class Columns:
@@ -159,8 +165,14 @@ class Columns:
     def add(self, total: float, values: Array) -> float:
         """The total and the values of a segment's columns: unit by unit, the last first, however time is cut."""
         unit = self.unit * self.size
-        for start in range((len(values) - 1) // unit * unit, -1, -unit):
-            total += float(np.add.reduce(values[start : start + unit], dtype=_FLOAT64))
+        if len(values) <= unit:
+            return total + float(np.add.reduce(values, dtype=_FLOAT64))
+        whole = len(values) // unit * unit
+        if whole < len(values):
+            total += float(np.add.reduce(values[whole:], dtype=_FLOAT64))
+        parts = np.add.reduce(values[:whole].reshape(-1, unit).astype(_FLOAT64, copy=False), axis=1)
+        for part in reversed(parts.tolist()):
+            total += part
         return total
 
     def block(self, packed: Array, segment: Segment) -> Array:

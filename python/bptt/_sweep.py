@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from bptt import _levels
 from bptt._arguments import Extent, Nonfinite
-from bptt._columns import Columns, Segment, block_steps, segment_steps
+from bptt._columns import Columns, Segment, block_steps, equal, segment_steps
 from bptt._kernel import Array, Sums
 from bptt._streams import Indices, Stream, place
 from bptt._validate import Slices
@@ -75,7 +75,11 @@ class Sweep:
         self.network = rnn._network(self.tokens)
         n, p = rnn.W_I.shape
         grid = segment_steps(n, 1 if self.tokens else p, rnn.m, extent.size, rnn.dtype)
-        self.columns = Columns(extent.time, extent.size, lengths, grid, block_steps(n, extent.size))
+        block = block_steps(n, extent.size)
+        if lengths is None:
+            self.columns = equal(extent.time, extent.size, grid, block)
+        else:
+            self.columns = Columns(extent.time, extent.size, lengths, grid, block)
         if self.tokens:
             self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", p)
         else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from bptt._budget import Budget
-from bptt._columns import Segment
+from bptt._columns import Columns, Segment
 from bptt._kernel import Array
 from bptt._memory import aligned
 from bptt._sweep import Sweep, Window
@@ -25,28 +26,49 @@ class Tape:
         h_0 by rank, in form "preactivation".
     final : array of shape (B, n)
         The state after each sequence's last step, by rank: whole once all segments were handed out.
+    nbytes : int
+        Of the storage.
     """
 
-    __slots__ = ("_budget", "_ends", "_keep_h", "_rows", "_sweep", "final", "initial")
+    __slots__ = ("_budget", "_columns", "_ends", "_keep_h", "_n", "_pieces", "_rows", "final", "initial", "nbytes")
 
-    def __init__(self, sweep: Sweep, initial: Array | None, keep_h: bool, budget: Budget) -> None:
-        self._sweep, self._budget, self._keep_h = sweep, budget, keep_h
-        rnn, columns = sweep.rnn, sweep.columns
+    def __init__(
+        self, columns: Columns, budget: Budget, n: int, dtype: np.dtype[Any], *, keep_h: bool, form: str
+    ) -> None:
+        self._columns, self._budget, self._n, self._keep_h = columns, budget, n, keep_h
         size = columns.size
         whole = size + columns.total * (2 if keep_h else 1)
-        self._rows = aligned(min(size + budget.rows, whole), rnn.n, rnn.dtype)
-        a = self._rows[:size]
-        self.initial = aligned(size, rnn.n, rnn.dtype) if rnn.form == "preactivation" else None
-        sweep.begin(initial, a, self.initial)
-        self.final: Array = (a if self.initial is None else self.initial)[:, : rnn.n].copy()
+        self._rows = aligned(min(size + budget.rows, whole), n, dtype)
+        self.initial = aligned(size, n, dtype) if form == "preactivation" else None
+        self.nbytes = self._rows.nbytes
         self._ends = columns.finals()
+        # Where all states are kept and no step is missing, everything is known beforehand.
+        self._pieces: list[tuple[Segment, Window]] | None = None
+        if columns.order is None and budget.rows >= budget.units * budget.costs.unit:
+            self._pieces = [
+                (segment, self._window(segment, 0, 0, columns.steps))
+                for t in range(0, columns.steps, budget.most)
+                for segment in [columns.segment(t, min(t + budget.most, columns.steps))]
+            ]
 
-    def backward(self, tick: Callable[[int], None] | None) -> Iterator[tuple[Segment, Window]]:
+    def backward(
+        self, sweep: Sweep, initial: Array | None, tick: Callable[[int], None] | None
+    ) -> Iterator[tuple[Segment, Window]]:
         """The segments with their states. ``tick`` hears of every piece of steps run forward."""
-        sweep, budget = self._sweep, self._budget
-        most = budget.most
-        columns = sweep.columns
-        size, unit = columns.size, columns.unit
+        columns, budget = self._columns, self._budget
+        size, unit, most = columns.size, columns.unit, budget.most
+        sweep.begin(initial, self._rows[:size], self.initial)
+        states = self._rows if self.initial is None else self.initial
+        if self._pieces is not None:
+            for segment, window in self._pieces:
+                sweep.forward(segment, window)
+                states = window[0] if self.initial is None or window[1] is None else window[1]
+                if tick:
+                    tick(segment.t1 - segment.t0)
+            self.final = states[-size:, : self._n].copy()
+            yield from reversed(self._pieces)
+            return
+        self.final = states[:size, : self._n].copy()
         depth = 0  # of the boundary that the next move begins at
         for tape, start, stop in budget.schedule():
             t0, t1 = start * unit, min(stop * unit, columns.steps)
@@ -82,7 +104,7 @@ class Tape:
 
     def _window(self, segment: Segment, base: int, t0: int, t1: int) -> Window:
         """The rows of a segment in a window over the steps t0 .. t1 whose boundary lies at row ``base``."""
-        columns, rows = self._sweep.columns, self._rows
+        columns, rows = self._columns, self._rows
         shift = base - columns.start(t0)
         a = rows[shift + segment.before : shift + segment.end]
         if not self._keep_h:
@@ -92,16 +114,15 @@ class Tape:
 
     def _gather(self, segment: Segment, window: Window) -> None:
         a, h = window
-        if self._sweep.rnn.form == "activation":
+        if self.initial is None:
             states = a[segment.first - segment.before :]
         else:
             assert h is not None
             states = h
-        n = self._sweep.rnn.n
         if isinstance(self._ends, slice):
-            if segment.t1 == self._sweep.columns.steps:
-                self.final[:] = states[-len(self.final) :, :n]
+            if segment.t1 == self._columns.steps:
+                self.final[:] = states[-len(self.final) :, : self._n]
             return
         ends = self._ends - segment.first
         here = np.flatnonzero((ends >= 0) & (ends < segment.columns))
-        self.final[here] = states[ends[here], :n]
+        self.final[here] = states[ends[here], : self._n]

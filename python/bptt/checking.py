@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bptt import _arguments, _levels, reference
 from bptt._kernel import LOSSES, Array
+from bptt._validate import as_array
 from bptt.gradient import forward, value_and_grad
 from bptt.network import RNN, WEIGHTS
 from bptt.results import Gradients, Trajectory
@@ -163,17 +164,18 @@ def check(
     ...
     """
     _arguments.network(rnn, readout=True)
-    inputs, extent = _arguments.inputs(rnn, x)
+    x = as_array("x", x)
+    _, extent = _arguments.inputs(rnn, x)
     if callable(error := _arguments.loss(rnn, loss)):
         raise TypeError("loss must be the name of an error here, not a callable")
-    targets, last = _arguments.targets(rnn, y, error, extent)
-    assert targets is not None
-    tokens = inputs.dtype.kind != "f"
+    y = as_array("y", y)
+    _, last = _arguments.targets(rnn, y, error, extent)
+    tokens = x.dtype.kind != "f"
     value, gradients = value_and_grad(
-        rnn, inputs, targets, loss=loss, weights=weights, lengths=lengths, initial=initial, reduction="sum",
+        rnn, x, y, loss=loss, weights=weights, lengths=lengths, initial=initial, reduction="sum",
         wrt_inputs=not tokens,
     )  # fmt: skip
-    trajectory = forward(rnn, inputs, initial, lengths=lengths, nonfinite="ignore")
+    trajectory = forward(rnn, x, initial, lengths=lengths, nonfinite="ignore")
     states = _states(trajectory)
 
     def rounded(array: npt.ArrayLike) -> Array:
@@ -184,8 +186,8 @@ def check(
     w = np.ones(extent.sizes) if weights is None else rounded(weights)
     case = _Case(
         network=reference.Network(*weights64, *rnn._choices().values()),
-        x=np.where(states.valid[1:], reference.one_hot(inputs, rnn.p) if tokens else rounded(inputs), 0),
-        y=np.broadcast_to(targets, (extent.time, *targets.shape)) if last else targets,
+        x=np.where(states.valid[1:], reference.one_hot(x, rnn.p) if tokens else rounded(x), 0),
+        y=np.broadcast_to(y, (extent.time, *y.shape)) if last else y,
         loss=LOSSES[error],
         initial=rounded(trajectory.initial),
         weights=np.where(states.last[1:, ..., 0], w, 0) if last else w,

@@ -11,15 +11,14 @@ import numpy.typing as npt
 from bptt import _arguments, _levels
 from bptt._adjoint import Adjoint
 from bptt._arguments import NONFINITE, REDUCTIONS, Criterion, Nonfinite, Reduction
-from bptt._budget import budget
 from bptt._kernel import LOSSES, Array
 from bptt._memory import aligned
 from bptt._progress import Progress, meter
 from bptt._progress import check as check_progress
 from bptt._sweep import Source, States, Sweep
-from bptt._tape import Tape
 from bptt._upstream import CallableError, Given, Targets
 from bptt._validate import choice, memory_size
+from bptt._workspace import workspace
 from bptt.network import RNN
 from bptt.results import Gradients, Trajectory
 
@@ -204,27 +203,27 @@ def value_and_grad(
 
     keep_h = "preactivation" in (rnn.readout, rnn.form)
     by_class = error == LOSSES.index("cross_entropy")
-    plan = budget(sweep, keep_h=keep_h, by_class=by_class, wrt_inputs=wrt_inputs, memory=limit)
-    tape = Tape(sweep, first, keep_h, plan)
     source: Source
     if callable(error):
         source = CallableError(sweep, error, targets, step_weights)
     else:
         assert targets is not None
         source = Targets(rnn, sweep.columns, extent.axes, error, targets, last, step_weights)
-    adjoint = Adjoint(sweep, source, None, wrt_inputs)
-    with meter(progress, lambda: plan.work(sweep.columns.unit)) as tick:
-        for segment, window in tape.backward(tick):
-            adjoint.take(segment, window)
-            if tick:
-                tick(2 * (segment.t1 - segment.t0))
-    factor = 1.0
-    if reduction == "mean":
-        factor = 1 / source.total_weight if source.total_weight else 0.0
-    gradients = adjoint.gradients(factor, tape.initial, tape.final)
+    with workspace(sweep, keep_h=keep_h, by_class=by_class, wrt_inputs=wrt_inputs, memory=limit) as storage:
+        tape, adjoint = storage.tape, storage.adjoint
+        adjoint.begin(sweep, None, wrt_inputs)
+        with meter(progress, lambda: storage.budget.work(sweep.columns.unit)) as tick:
+            for segment, window in tape.backward(sweep, first, tick):
+                adjoint.take(sweep, source, segment, window)
+                if tick:
+                    tick(2 * (segment.t1 - segment.t0))
+        factor = 1.0
+        if reduction == "mean":
+            factor = 1 / source.total_weight if source.total_weight else 0.0
+        value, gradients = adjoint.value * factor, adjoint.gradients(sweep, factor, tape.initial, tape.final)
     if sweep.warning:
         warnings.warn(sweep.warning, RuntimeWarning, stacklevel=2)
-    return adjoint.value * factor, gradients
+    return value, gradients
 
 
 def backward(
@@ -297,13 +296,15 @@ def backward(
     sweep = Sweep(rnn, inputs, extent, trajectory._columns.lengths, nonfinite, threads)
 
     states = States(trajectory._a, trajectory._h)
-    adjoint = Adjoint(sweep, Given(sweep, d_outputs, d_states), d_final, wrt_inputs)
+    source = Given(sweep, d_outputs, d_states)
+    adjoint = Adjoint(sweep.columns, sweep.network, rnn.p, tokens=sweep.tokens)
+    adjoint.begin(sweep, d_final, wrt_inputs)
     with meter(progress, lambda: sweep.columns.steps) as tick:
         for segment in sweep.columns.segments_backward():
-            adjoint.take(segment, states.window(segment))
+            adjoint.take(sweep, source, segment, states.window(segment))
             if tick:
                 tick(segment.t1 - segment.t0)
-    gradients = adjoint.gradients(1.0, trajectory._h[: extent.size])
+    gradients = adjoint.gradients(sweep, 1.0, trajectory._h[: extent.size])
     if sweep.warning:
         warnings.warn(sweep.warning, RuntimeWarning, stacklevel=2)
     return gradients

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from bptt._columns import Columns
 from bptt._kernel import Array
 from bptt._memory import aligned, read_only
 from bptt._validate import number
-from bptt.network import WEIGHTS
+
+Part = tuple[int, int, tuple[int, ...]]  # start, stop and shape
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -140,19 +143,39 @@ class Gradients:
     >>> rnn = rnn.unravel(rnn.ravel() - 0.1 * gradients.clip(1.0).ravel())
     """
 
-    W_R: Array
-    W_I: Array
-    W_O: Array | None
-    b_R: Array | None
-    b_I: Array | None
-    b_O: Array | None
+    _vector: Array  # as `ravel` gives it
+    _parts: dict[str, Part]  # where in it the gradient by each weight lies
     initial: Array
-    x: Array | None = None
-    final: Array | None = None
+    x: Array | None
+    final: Array | None
+
+    @property
+    def W_R(self) -> Array:
+        return self._part("W_R")
+
+    @property
+    def W_I(self) -> Array:
+        return self._part("W_I")
+
+    @property
+    def W_O(self) -> Array | None:
+        return self._part("W_O") if "W_O" in self._parts else None
+
+    @property
+    def b_R(self) -> Array | None:
+        return self._part("b_R") if "b_R" in self._parts else None
+
+    @property
+    def b_I(self) -> Array | None:
+        return self._part("b_I") if "b_I" in self._parts else None
+
+    @property
+    def b_O(self) -> Array | None:
+        return self._part("b_O") if "b_O" in self._parts else None
 
     def norm(self) -> float:
         """The Euclidean norm of all the weights' gradients taken as one vector."""
-        vector = self.ravel().astype(np.float64)
+        vector = self._vector.astype(np.float64)
         largest = float(np.abs(vector).max())
         if not 0 < largest < np.inf:
             return largest
@@ -181,8 +204,7 @@ class Gradients:
             raise FloatingPointError(f"a gradient of norm {norm} cannot be clipped to {max_norm}")
         if norm <= limit:
             return self
-        factor = limit / norm
-        return replace(self, **{name: gradient * factor for name, gradient in self._present().items()})
+        return replace(self, _vector=self._vector * (limit / norm))
 
     def ravel(self) -> Array:
         """The weights' gradients as one vector, in the order of `RNN.ravel`.
@@ -190,14 +212,31 @@ class Gradients:
         Returns
         -------
         array of shape (size,)
+            A copy.
         """
-        return np.concatenate([gradient.ravel() for gradient in self._present().values()])
+        return self._vector.copy()
 
-    def _present(self) -> dict[str, Array]:
-        named = {name: getattr(self, name) for name in WEIGHTS}
-        return {name: gradient for name, gradient in named.items() if gradient is not None}
+    def _part(self, name: str) -> Array:
+        start, stop, shape = self._parts[name]
+        return self._vector[start:stop].reshape(shape)
 
     def __repr__(self) -> str:
-        named = {**self._present(), "initial": self.initial, "x": self.x}
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in named.items() if array is not None)
-        return f"Gradients({shapes}, {self.W_R.dtype})"
+        shapes = {name: shape for name, (_, _, shape) in self._parts.items()}
+        shapes["initial"] = self.initial.shape
+        if self.x is not None:
+            shapes["x"] = self.x.shape
+        return f"Gradients({', '.join(f'{name} {shape}' for name, shape in shapes.items())}, {self._vector.dtype})"
+
+
+@cache
+def layout(n: int, p: int, m: int, b_R: bool, b_I: bool, b_O: bool) -> dict[str, Part]:
+    """Where in the vector of `RNN.ravel` each weight lies. m = 0: there is no readout."""
+    shapes = {"W_R": (n, n), "W_I": (n, p), "W_O": (m, n), "b_R": (n,), "b_I": (n,), "b_O": (m,)}
+    absent = {"W_O": not m, "b_R": not b_R, "b_I": not b_I, "b_O": not b_O}
+    parts: dict[str, Part] = {}
+    stop = 0
+    for name, shape in shapes.items():
+        if not absent.get(name):
+            start, stop = stop, stop + math.prod(shape)
+            parts[name] = start, stop, shape
+    return parts

@@ -1,0 +1,82 @@
+"""The storage of a call, kept for the next one of the same shape.
+
+Fresh pages cost as much as a small network's work on them, and a short sequence's storage takes longer to lay out than
+the kernel to fill.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+from types import TracebackType
+
+from bptt._adjoint import Adjoint
+from bptt._budget import FREELY, Budget, budget
+from bptt._sweep import Sweep
+from bptt._tape import Tape
+
+#: Bytes kept between calls, in all.
+KEPT = FREELY
+
+_kept: dict[Hashable, Workspace] = {}
+
+
+class Workspace:
+    """One gradient's storage; within ``with``, nobody else's."""
+
+    __slots__ = ("_lock", "adjoint", "budget", "tape")
+
+    def __init__(self, sweep: Sweep, plan: Budget, *, keep_h: bool) -> None:
+        rnn, columns = sweep.rnn, sweep.columns
+        self.budget = plan
+        self.tape = Tape(columns, plan, rnn.n, rnn.dtype, keep_h=keep_h, form=rnn.form)
+        self.adjoint = Adjoint(columns, sweep.network, rnn.p, tokens=sweep.tokens)
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        return self.tape.nbytes + self.adjoint.nbytes
+
+    def claim(self) -> bool:
+        """Whether it was free, and now is not. Another thread, or a callable's own call, may be at work in it."""
+        return self._lock.acquire(blocking=False)
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+
+def workspace(sweep: Sweep, *, keep_h: bool, by_class: bool, wrt_inputs: bool, memory: int | None) -> Workspace:
+    """Storage for a call, already claimed: one that was kept, or a new one."""
+    key: Hashable = None
+    if memory is None and sweep.columns.order is None:
+        rnn, network = sweep.rnn, sweep.network
+        widths = *rnn.W_I.shape, rnn.m, network.b is None, network.b_O is None
+        key = sweep.columns, widths, rnn.W_R.dtype, sweep.tokens, rnn.form, keep_h
+        kept = _kept.get(key)
+        if kept is not None and kept.claim():
+            return kept
+    elif memory is not None:
+        _kept.clear()  # a budget is for all that the process takes
+    made = Workspace(
+        sweep, budget(sweep, keep_h=keep_h, by_class=by_class, wrt_inputs=wrt_inputs, memory=memory), keep_h=keep_h
+    )
+    made.claim()
+    if key is not None and made.nbytes <= KEPT:
+        _keep(key, made)
+    return made
+
+
+def _keep(key: Hashable, made: Workspace) -> None:
+    """Keep it, and the latest others that fit beside it."""
+    _kept.pop(key, None)
+    _kept[key] = made
+    total = 0
+    for other, workspace in reversed(list(_kept.items())):
+        total += workspace.nbytes
+        if total > KEPT:
+            _kept.pop(other, None)
