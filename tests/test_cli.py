@@ -77,6 +77,7 @@ def test_train_json_is_the_same_facts(text) -> None:
     assert found["epochs"] == 3 and not found["interrupted"] and found["model"] == "m"
     assert found["settings"] == {
         "hidden": 8, "length": 10, "batch": 4, "optimizer": "sgd", "learning_rate": 0.002, "clip": 0.5, "seed": 7,
+        "window": None,
     }  # fmt: skip
     model = CharacterModel.load("m")
     held_out = model.vocabulary.encode(TEXT)[-found["held_out"] :]
@@ -92,6 +93,14 @@ def test_train_resumes_exactly(text) -> None:
     assert both["updates"] == whole["updates"] == 3 * half["updates"]
     one, two = bptt.RNN.load("whole"), bptt.RNN.load("parts")
     np.testing.assert_array_equal(one.ravel(), two.ravel())
+
+
+def test_train_by_truncated_bptt_in_bounded_memory(text) -> None:
+    small = ["--hidden", 8, "--batch", 4, "--tbptt", 10, 25, "--epochs", 1]
+    found = facts("train", text, *small, "--save", "bounded", "--memory", "8 MB")
+    assert (found["settings"]["length"], found["settings"]["window"]) == (10, 25)
+    assert found["after"] == facts("train", text, *small, "--save", "free")["after"]
+    assert found["after"] != facts("train", text, *small[:4], "--length", 10, "--epochs", 1, "--save", "short")["after"]
 
 
 def test_train_by_the_clock(text) -> None:
@@ -163,6 +172,9 @@ def test_train_refuses_a_bad_text(text, content: bytes, message: str) -> None:
         (["fox.txt", "--save", "fox.txt/m"], "fox.txt: cannot write here: Not a directory"),
         (["fox.txt", "--resume"], "fox.safetensors: No such file or directory"),
         (["fox.txt", "--resume", "--save", "fox.txt"], "fox.txt is damaged or no safetensors file"),
+        (["fox.txt", "--tbptt", "5", "8", "--length", "5"], "--tbptt K1 K2 stands instead of --length"),
+        (["fox.txt", "--tbptt", "5", "4"], "window must be at least length = 5; got 4"),
+        (["fox.txt", "--memory", "16 loaves"], "memory must be a number of bytes or a text like '16 MB'"),
         (["fox.txt", "--hidden", "0"], "hidden must be at least 1; got 0"),
         (["fox.txt", "--learning-rate", "nan"], "learning_rate must be positive and finite; got nan"),
         (["fox.txt", "--optimizer", "lbfgs"], "optimizer must be one of sgd, adam; got 'lbfgs'"),

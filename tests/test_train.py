@@ -284,3 +284,61 @@ def test_generate_goes_on_from_the_prime() -> None:
 def test_generate_says_what_is_wrong_at_once(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CharacterModel.random(VOCABULARY, 4).generate(**options)
+
+
+@pytest.mark.parametrize("window", [7, 10, 30])
+def test_a_window_is_truncated_bptt(window: int) -> None:
+    """Without updates of the network, block after block gives what one call on the whole text gives."""
+    settings = Settings(hidden=9, length=7, batch=5, window=window, learning_rate=1e-30)
+    training = fresh(settings)
+    rnn = training.state.model.rnn
+    facts = list(training.run(epochs=1))
+    x, y = training._inputs, training._targets
+    values, norms = [], []
+    start = 0
+    states = bptt.forward(rnn, x).states
+    for block in training._blocks:
+        cut = max(block.stop - window, 0)
+        weights = np.zeros((block.stop - cut, 5))
+        weights[block.start - cut :] = 1
+        value, gradients = bptt.value_and_grad(
+            rnn, x[cut : block.stop], y[cut : block.stop], weights=weights, initial=states[cut]
+        )
+        values.append(value / math.log(2))
+        norms.append(gradients.norm())
+        assert block.start == start
+        start = block.stop
+    # float32, whose states differ by rounding where a product began at another step
+    np.testing.assert_allclose([fact.bits_per_character for fact in facts], values, rtol=1e-5)
+    np.testing.assert_allclose([fact.gradient_norm for fact in facts], norms, rtol=1e-4)
+
+
+def test_a_windowed_run_resumes_exactly(tmp_path: Path) -> None:
+    settings = Settings(hidden=9, length=7, batch=5, window=20)
+    whole, half = fresh(settings), fresh(settings)
+    for _ in islice(whole.run(epochs=2), 25):
+        pass
+    for _ in islice(half.run(epochs=2), 11):
+        pass
+    half.save(tmp_path / "half")
+    resumed = Training.load(tmp_path / "half", TOKENS)
+    assert resumed.settings.window == 20
+    for _ in islice(resumed.run(epochs=2), 14):
+        pass
+    assert_same(resumed.state, whole.state)
+    with pytest.raises(ValueError, match="window = 21 differs from the 20"):
+        Training.load(tmp_path / "half", TOKENS, window=21)
+
+
+def test_a_memory_budget_changes_no_bit() -> None:
+    settings = Settings(hidden=9, length=600, batch=1)
+    free, bounded = fresh(settings), fresh(settings)
+    plan = bptt.memory_plan(free.state.model.rnn, free._inputs[:600])
+    list(free.run(epochs=1))
+    list(bounded.run(epochs=1, memory=plan.memory - plan.states // 2))
+    assert_same(free.state, bounded.state)
+
+
+def test_a_window_is_no_shorter_than_a_block() -> None:
+    with pytest.raises(ValueError, match="window must be at least length = 64; got 63"):
+        Settings(window=63)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from bptt._kernel import Array
+from bptt._validate import memory_size
 from bptt.character_model import CharacterModel
-from bptt.gradient import value_and_grad
+from bptt.gradient import forward, value_and_grad
 from bptt.text import blocks, streams
 
 
@@ -47,7 +48,9 @@ class Settings:
     hidden : int
         n, hidden units.
     length : int
-        Steps in a block: how far back an error is propagated.
+        Steps in a block, between two updates: the k1 of truncated BPTT.
+    window : int or None
+        Steps that the errors of a block flow back from its end, its k2: at least `length`. None: to its beginning.
     batch : int
         B, streams that run through the text side by side.
     optimizer : {"adam", "sgd"}
@@ -67,11 +70,14 @@ class Settings:
     learning_rate: float = 2e-3
     clip: float = 1.0
     seed: int = 0
+    window: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden", "length", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.window is not None and self.window < self.length:
+            raise ValueError(f"window must be at least length = {self.length}; got {self.window}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}")
         if not 0 < self.learning_rate < math.inf:
@@ -94,7 +100,7 @@ class State:
     moments : array of shape (number of moments, number of weights)
         The optimizer's.
     carried : array of shape (B, n)
-        The state after the last block: the initial value of the next.
+        The state at which the errors of the next block stop: with no `window`, the one after the last block.
     """
 
     updates: int
@@ -186,7 +192,9 @@ class Training:
         """Passes through the text so far."""
         return self.state.updates / len(self._blocks)
 
-    def run(self, *, epochs: int | None = None, seconds: float | None = None) -> Generator[Progress]:
+    def run(
+        self, *, epochs: int | None = None, seconds: float | None = None, memory: int | str | None = None
+    ) -> Generator[Progress]:
         """Train until the text has been passed through, or the time is up, whichever comes first.
 
         An interrupt (or an error) leaves `state` as of the last whole update.
@@ -197,6 +205,8 @@ class Training:
             Passes through the text since the start of training: a resumed run does only what is left of them.
         seconds : float, optional
             Of this call, positive. The update under way is finished.
+        memory : int or str, optional
+            Of each gradient, as in `value_and_grad`: it changes no result.
 
         Yields
         ------
@@ -215,15 +225,15 @@ class Training:
         for name, value in (("epochs", epochs), ("seconds", seconds)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive; got {value}")
-        return self._run(epochs, seconds)
+        return self._run(epochs, seconds, None if memory is None else memory_size("memory", memory))
 
-    def _run(self, epochs: int | None, seconds: float | None) -> Generator[Progress]:
+    def _run(self, epochs: int | None, seconds: float | None, memory: int | None) -> Generator[Progress]:
         start = time.perf_counter()
         characters = 0
         last = math.inf if epochs is None else epochs * len(self._blocks)
         while self.state.updates < last and (seconds is None or time.perf_counter() - start < seconds):
             block = self._blocks[self.state.updates % len(self._blocks)]
-            value, norm = self._update(block)
+            value, norm = self._update(block, memory)
             elapsed = time.perf_counter() - start
             characters += (block.stop - block.start) * self.settings.batch
             updates = self.state.updates
@@ -237,13 +247,22 @@ class Training:
                 fraction=min(1.0, max(updates / last, elapsed / (seconds or math.inf))),
             )
 
-    def _update(self, block: slice) -> tuple[float, float]:
+    def _stop(self, block: slice) -> int:
+        """The step at which the errors of a block stop."""
+        window = self.settings.window
+        return int(block.start) if window is None else max(block.stop - window, 0)
+
+    def _update(self, block: slice, memory: int | None) -> tuple[float, float]:
         """Value and gradient norm of a block, and the state after its update."""
         state, settings = self.state, self.settings
-        rnn = state.model.rnn
+        rnn, stop = state.model.rnn, self._stop(block)
         initial = state.carried if block.start else self._fresh(state.model)
-        x, y = self._inputs[block], self._targets[block]
-        value, gradients = value_and_grad(rnn, x, y, initial=initial, nonfinite="raise")
+        x, y = self._inputs[stop : block.stop], self._targets[stop : block.stop]
+        weights = None
+        if stop < block.start:  # the errors before it were met in their own blocks
+            weights = np.zeros(y.shape, rnn.dtype)
+            weights[block.start - stop :] = 1
+        value, gradients = value_and_grad(rnn, x, y, weights=weights, initial=initial, memory=memory, nonfinite="raise")
         optimizer, _ = OPTIMIZERS[settings.optimizer]
         gradient = gradients.clip(settings.clip).ravel()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -251,8 +270,12 @@ class Training:
         if not np.isfinite(vector).all():
             raise FloatingPointError(f"the weights are not finite after update {state.updates + 1}")
         model = replace(state.model, rnn=rnn.unravel(vector))
-        assert gradients.final is not None
-        self.state = State(state.updates + 1, model, moments, gradients.final)
+        carried = gradients.final
+        assert carried is not None
+        following = self._blocks[(state.updates + 1) % len(self._blocks)]
+        if following.start and (ahead := self._stop(following)) < block.stop:
+            carried = forward(rnn, x[: ahead - stop], initial).final
+        self.state = State(state.updates + 1, model, moments, carried)
         return value, gradients.norm()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -301,7 +324,7 @@ class Training:
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"the training state in {name} is damaged: {error}") from error
         settings = replace(stored, **changes)
-        for kept in ("hidden", "length", "batch", "optimizer", "seed"):
+        for kept in ("hidden", "length", "batch", "optimizer", "seed", "window"):
             if getattr(settings, kept) != getattr(stored, kept):
                 raise ValueError(
                     f"{kept} = {getattr(settings, kept)} differs from the {getattr(stored, kept)} of {name}: "

@@ -28,6 +28,12 @@ def train(
     file: Annotated[Path, typer.Argument(help="A text in UTF-8; its last tenth is held out.")],
     hidden: Annotated[int | None, typer.Option(help="Hidden units.", show_default=str(Settings.hidden))] = None,
     length: Annotated[int | None, typer.Option(help="Steps in a block.", show_default=str(Settings.length))] = None,
+    tbptt: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="K1 K2", help="Steps in a block, and steps that its errors flow back; instead of --length."
+        ),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Streams side by side.", show_default=str(Settings.batch))] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="adam, or sgd with momentum.", show_default=Settings.optimizer)
@@ -44,6 +50,9 @@ def train(
     save: Annotated[
         Path | None, typer.Option(help="The model's file.", show_default="FILE's name with .safetensors, here")
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="For each gradient, as '16 MB': states beyond it are computed again.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the model's file.")] = False,
     json: Json = False,
 ) -> None:
@@ -56,10 +65,14 @@ def train(
     require_writable(path.parent)
     if path.exists() and not resume:
         raise ValueError(f"{path} exists: --resume goes on with it, --save names another file")
+    if tbptt is not None and length is not None:
+        raise ValueError("--tbptt K1 K2 stands instead of --length: give one of them")
+    length, window = tbptt or (length, None)
     text = read_text(file)
     choices = {
         "hidden": hidden,
         "length": length,
+        "window": window,
         "batch": batch,
         "optimizer": optimizer,
         "learning_rate": learning_rate,
@@ -70,7 +83,7 @@ def train(
     training, held_out = _resumed(path, text, given) if resume else _fresh(text, given)
     if epochs is None and seconds is None:
         seconds = SECONDS
-    run = training.run(epochs=epochs, seconds=seconds)
+    run = training.run(epochs=epochs, seconds=seconds, memory=memory)
     model = training.state.model
     facts = {
         "file": file,
