@@ -272,7 +272,7 @@ template <class Real>
     q = polynomial<Real>(std::array{-0.33333333333332477, 0.13333333332778863, -0.05396825277358027,
                                     0.021869370087471092, -0.00885728781819251, 0.003444579677159429},
                          z);
-  const Vector<Real> R = (r * z) * q + r;
+  const Vector<Real> R = (z * q) * r + r;
   const Vector<Real> difference = Real(1) - s, sum = Real(1) + s;
   return with_sign<Real>((difference - sum * R) / (sum - difference * R), x);
 }
