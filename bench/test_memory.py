@@ -155,6 +155,26 @@ def test_peak_memory(benchmark, steps, tmp_path):
     assert found["peak"] < 20e6
 
 
+@pytest.mark.parametrize("regime", ["normal", "vanishing"])
+def test_time_of_vanishing_gradients(benchmark, regime):
+    """Errors at every 4096th step only: between them delta stays a normal number, or fades through the subnormals."""
+    rnn, steps = problem(64, 1), 65_536
+    radius = np.abs(np.linalg.eigvals(rnn.W_R)).max()
+    rnn = rnn.replace(
+        W_R=rnn.W_R * np.float32((0.5 if regime == "vanishing" else 0.99) / radius), activation="identity"
+    )
+    tokens = np.random.default_rng(1).integers(CHARACTERS, size=(steps + 1, 1), dtype=np.uint8)
+    weights = np.zeros((steps, 1), "f4")
+    weights[4095::4096] = 1
+
+    def run():
+        return bptt.value_and_grad(rnn, tokens[:-1], tokens[1:], weights=weights, threads=1)
+
+    _, gradients = run()
+    assert 0 < gradients.norm() < np.inf
+    benchmark.pedantic(run, rounds=7, warmup_rounds=1)
+
+
 def measure(path: str, steps: int) -> dict[str, float]:
     """The program of `test_peak_memory`: a thread looks at the memory while the call runs."""
     import threading
