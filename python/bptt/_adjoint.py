@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from bptt._columns import Columns, Segment
-from bptt._kernel import Array, Network, Sums
+from bptt._kernel import Array, Sums
 from bptt._memory import aligned
 from bptt._sweep import Source, Sweep, Window
+from bptt.network import RNN
 from bptt.results import Gradients, layout
+
+_AS_IT_IS = nullcontext()
 
 
 class Adjoint:
@@ -25,14 +29,18 @@ class Adjoint:
         Of the storage.
     """
 
-    __slots__ = ("_carry", "_columns", "_d_x", "_flat", "_sums", "_tokens", "nbytes", "value")
+    __slots__ = ("_carry", "_columns", "_d_x", "_flat", "_initial", "_parts", "_same_order", "_sums", "nbytes", "value")
 
-    def __init__(self, columns: Columns, network: Network, p: int, *, tokens: bool) -> None:
-        n = len(network.W_R)
-        self._columns, self._tokens = columns, tokens
-        self._carry = aligned(columns.size, n, network.W_R.dtype)
-        shapes: list[tuple[int, ...] | None] = [(n, n), (p, n) if tokens else (n, p)]
-        shapes += [None if weight is None else weight.shape for weight in (network.W_O, network.b, network.b_O)]
+    def __init__(self, columns: Columns, rnn: RNN, *, tokens: bool) -> None:
+        n, p, m = rnn.n, rnn.p, rnn.m
+        self._columns = columns
+        self._carry = aligned(columns.size, n, rnn.dtype)
+        self._initial = self._carry[:, :n]
+        b_R, b_I, b_O = rnn.b_R is not None, rnn.b_I is not None, rnn.b_O is not None
+        self._parts = layout(n, p, m, b_R, b_I, b_O)
+        self._same_order = not tokens and not (b_R and b_I)
+        shapes: list[tuple[int, ...] | None] = [(n, n), (p, n) if tokens else (n, p), (m, n) if m else None]
+        shapes += [(n,) if b_R or b_I else None, (m,) if b_O else None]
         stops = np.cumsum([0 if shape is None else math.prod(shape) for shape in shapes]).tolist()
         # One array for all sums: cleared, scaled and rounded as one.
         self._flat: Array = np.empty(stops[-1])
@@ -45,36 +53,37 @@ class Adjoint:
 
     def begin(self, sweep: Sweep, d_final: Array | None, wrt_inputs: bool) -> None:
         """At the end of time, with nothing gathered."""
-        columns = self._columns
         self.value = 0.0
         self._flat.fill(0)
         self._carry.fill(0)
         if d_final is not None:
-            self._carry[:, : sweep.rnn.n] = columns.sort(d_final)
-        self._d_x: Array | None = np.empty((columns.total, sweep.rnn.p), sweep.rnn.dtype) if wrt_inputs else None
+            self._initial[:] = self._columns.sort(d_final)
+        self._d_x: Array | None = None
+        if wrt_inputs:
+            self._d_x = np.empty((self._columns.total, sweep.rnn.p), sweep.rnn.dtype)
 
     def take(self, sweep: Sweep, source: Source, segment: Segment, window: Window) -> None:
         """Go back through a segment."""
         pull = source.pull(segment, window)
-        size = self._columns.size
-        d_x = None if self._d_x is None else self._d_x[segment.first - size : segment.end - size]
+        d_x = self._d_x
+        if d_x is not None:
+            d_x = d_x[segment.first - self._columns.size : segment.end - self._columns.size]
         sweep.backward(segment, window, pull, self._carry, self._sums, d_x)
         if pull.errors is not None:
             self.value = self._columns.add(self.value, pull.errors)
 
     def gradients(self, sweep: Sweep, factor: float, h_0: Array | None, final: Array | None = None) -> Gradients:
         """The gradient times ``factor``; h_0 by rank is needed in form "preactivation"."""
-        rnn, columns = sweep.rnn, self._columns
-        flat, dtype = self._flat, rnn.W_R.dtype
-        if self._tokens or (rnn.b_R is not None and rnn.b_I is not None):
-            flat = self._in_order(rnn.b_R is not None and rnn.b_I is not None)
-        if dtype == flat.dtype:
-            vector = flat * factor
-        else:
-            with np.errstate(over=sweep.nonfinite):  # NumPy's words for it are the same
-                vector = np.multiply(flat, factor, np.empty(len(flat), dtype), casting="same_kind")
-        last = None if final is None else columns.unsort(final)
-        initial = columns.unsort(self._initial(sweep, h_0) * factor)
+        columns, dtype = self._columns, self._carry.dtype
+        flat = self._flat if self._same_order else self._in_order(sweep)
+        vector: Array = np.empty(len(flat), dtype)
+        # What overflows here is no delta_t, so nobody has spoken yet. NumPy's words for it are the same, and it warns.
+        with _AS_IT_IS if sweep.nonfinite == "warn" else np.errstate(over=sweep.nonfinite):
+            np.multiply(flat, factor, vector, casting="same_kind")
+        if h_0 is not None:
+            self._through_first_state(sweep, h_0)
+        initial = columns.unsort(self._initial * factor)
+        final = None if final is None else columns.unsort(final)
         d_x, self._d_x = self._d_x, None
         if d_x is not None:
             d_x = columns.unpack(d_x, 1)
@@ -82,23 +91,22 @@ class Adjoint:
         if sweep.axes == 1:
             initial = initial[0]
             d_x = None if d_x is None else d_x[:, 0]
-            last = None if last is None else last[0]
-        parts = layout(*rnn.W_I.shape, rnn.m, rnn.b_R is not None, rnn.b_I is not None, rnn.b_O is not None)
-        return Gradients(vector, parts, initial, d_x, last)
+            final = None if final is None else final[0]
+        return Gradients(vector, self._parts, initial, d_x, final)
 
-    def _in_order(self, both_biases: bool) -> Array:
+    def _in_order(self, sweep: Sweep) -> Array:
         """The sums in the order of `RNN.ravel`: W_I by rows, the kernel's one bias for two where there are both."""
         W_R, W_I, W_O, b, b_O = self._sums
-        arrays = [W_R, W_I.T if self._tokens else W_I, W_O, b, b if both_biases else None, b_O]
+        both = "b_R" in self._parts and "b_I" in self._parts
+        arrays = [W_R, W_I.T if sweep.tokens else W_I, W_O, b, b if both else None, b_O]
         return np.concatenate([array.ravel() for array in arrays if array is not None])
 
-    def _initial(self, sweep: Sweep, h_0: Array | None) -> Array:
-        """dE/d(initial value) by rank: of sequences without a step, what came for their final state."""
+    def _through_first_state(self, sweep: Sweep, h_0: Array) -> None:
+        """From dE/da_0 to dE/dh_0; of a sequence without a step, dE/dh_0 is what came for its final state."""
         columns = self._columns
-        if sweep.rnn.form == "preactivation" and columns.steps:
-            assert h_0 is not None
-            stepping = slice(columns.start(2) - columns.size)  # the sequences that have a step
-            slopes = np.empty_like(h_0[stepping])
-            sweep.kernel.activate(sweep.network.activation, h_0[stepping], None, slopes, None)
-            self._carry[stepping] *= slopes
-        return self._carry[:, : sweep.rnn.n]
+        stepping = columns.start(2) - columns.size if columns.steps else 0
+        if not stepping:
+            return
+        slopes = np.empty_like(h_0[:stepping])
+        sweep.kernel.activate(sweep.network.activation, h_0[:stepping], None, slopes, None)
+        self._carry[:stepping] *= slopes

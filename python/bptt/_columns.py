@@ -34,6 +34,7 @@ def segment_steps(n: int, p: int, m: int, size: int, dtype: np.dtype[np.floating
     return steps // block * block or max(steps, 1)
 
 
+@cache
 def block_steps(n: int, size: int) -> int:
     """Steps of the blocks in which a level works where all sequences are present (block_columns in kernel/steps.hpp).
 
@@ -68,7 +69,7 @@ class Segment:
 
 @lru_cache(64)
 def equal(time: int, size: int, grid: int, block: int) -> Columns:
-    """The columns of sequences that are all as long as their array: one object for every batch of that shape."""
+    """The columns of sequences that are all as long as their array: one object for all calls of that shape."""
     return Columns(time, size, None, grid, block)
 
 
@@ -165,14 +166,14 @@ class Columns:
     def add(self, total: float, values: Array) -> float:
         """The total and the values of a segment's columns: unit by unit, the last first, however time is cut."""
         unit = self.unit * self.size
-        if len(values) <= unit:
-            return total + float(np.add.reduce(values, dtype=_FLOAT64))
+        if values.dtype != _FLOAT64:
+            values = values.astype(_FLOAT64)
         whole = len(values) // unit * unit
         if whole < len(values):
-            total += float(np.add.reduce(values[whole:], dtype=_FLOAT64))
-        parts = np.add.reduce(values[:whole].reshape(-1, unit).astype(_FLOAT64, copy=False), axis=1)
-        for part in reversed(parts.tolist()):
-            total += part
+            total += float(np.add.reduce(values[whole:] if whole else values))
+        if whole:
+            for part in reversed(np.add.reduce(values[:whole].reshape(-1, unit), axis=1).tolist()):
+                total += part
         return total
 
     def block(self, packed: Array, segment: Segment) -> Array:

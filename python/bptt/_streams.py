@@ -70,8 +70,9 @@ class Stream:
 
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
         """The columns of a segment; where a weight is 0 their values do not matter."""
-        columns = self.columns(segment)
-        return columns if self._flat is not None else contiguous(columns, self.dtype)
+        if self._flat is not None:
+            return self._flat[segment.first - self.size : segment.end - self.size]
+        return contiguous(self.columns(segment), self.dtype)
 
 
 class Weights(Stream):
@@ -109,4 +110,4 @@ class Indices(Stream):
             column = int(np.argmax((indices < 0) | (indices >= self.limit)))
             wanted = f"{self.name} must be in 0..{self.symbol}-1 with {self.symbol} = {self.limit}"
             raise ValueError(f"{wanted}; got {indices[column]} {place(segment, column)}")
-        return contiguous(indices, _INT32)
+        return indices if indices.dtype == _INT32 and self._flat is not None else contiguous(indices, _INT32)

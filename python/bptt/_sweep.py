@@ -73,15 +73,14 @@ class Sweep:
         self.rnn, self.axes = rnn, extent.axes
         self.tokens = x.dtype.kind != "f"
         self.network = rnn._network(self.tokens)
-        n, p = rnn.W_I.shape
-        grid = segment_steps(n, 1 if self.tokens else p, rnn.m, extent.size, rnn.dtype)
-        block = block_steps(n, extent.size)
+        grid = segment_steps(rnn.n, 1 if self.tokens else rnn.p, rnn.m, extent.size, rnn.dtype)
+        block = block_steps(rnn.n, extent.size)
         if lengths is None:
             self.columns = equal(extent.time, extent.size, grid, block)
         else:
             self.columns = Columns(extent.time, extent.size, lengths, grid, block)
         if self.tokens:
-            self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", p)
+            self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", rnn.p)
         else:
             self.x = Stream("x", x, extent.axes, self.columns, rnn.dtype)
         self.nonfinite = nonfinite

@@ -30,7 +30,20 @@ class Tape:
         Of the storage.
     """
 
-    __slots__ = ("_budget", "_columns", "_ends", "_keep_h", "_n", "_pieces", "_rows", "final", "initial", "nbytes")
+    __slots__ = (
+        "_budget",
+        "_columns",
+        "_ends",
+        "_first",
+        "_keep_h",
+        "_last",
+        "_n",
+        "_pieces",
+        "_rows",
+        "final",
+        "initial",
+        "nbytes",
+    )
 
     def __init__(
         self, columns: Columns, budget: Budget, n: int, dtype: np.dtype[Any], *, keep_h: bool, form: str
@@ -42,14 +55,17 @@ class Tape:
         self.initial = aligned(size, n, dtype) if form == "preactivation" else None
         self.nbytes = self._rows.nbytes
         self._ends = columns.finals()
-        # Where all states are kept and no step is missing, everything is known beforehand.
+        # Where all states are kept and no step is missing, all views of the storage are known beforehand.
+        self._first = self._rows[:size]
+        self._last = (self._first if self.initial is None else self.initial)[:, :n]
         self._pieces: list[tuple[Segment, Window]] | None = None
         if columns.order is None and budget.rows >= budget.units * budget.costs.unit:
-            self._pieces = [
-                (segment, self._window(segment, 0, 0, columns.steps))
-                for t in range(0, columns.steps, budget.most)
-                for segment in [columns.segment(t, min(t + budget.most, columns.steps))]
-            ]
+            self._pieces = []
+            for t in range(0, columns.steps, budget.most):
+                segment = columns.segment(t, min(t + budget.most, columns.steps))
+                a, h = self._window(segment, 0, 0, columns.steps)
+                self._pieces.append((segment, (a, h)))
+                self._last = (a if self.initial is None or h is None else h)[-size:, :n]
 
     def backward(
         self, sweep: Sweep, initial: Array | None, tick: Callable[[int], None] | None
@@ -57,18 +73,16 @@ class Tape:
         """The segments with their states. ``tick`` hears of every piece of steps run forward."""
         columns, budget = self._columns, self._budget
         size, unit, most = columns.size, columns.unit, budget.most
-        sweep.begin(initial, self._rows[:size], self.initial)
-        states = self._rows if self.initial is None else self.initial
+        sweep.begin(initial, self._first, self.initial)
         if self._pieces is not None:
             for segment, window in self._pieces:
                 sweep.forward(segment, window)
-                states = window[0] if self.initial is None or window[1] is None else window[1]
                 if tick:
                     tick(segment.t1 - segment.t0)
-            self.final = states[-size:, : self._n].copy()
+            self.final = self._last.copy()
             yield from reversed(self._pieces)
             return
-        self.final = states[:size, : self._n].copy()
+        self.final = self._last.copy()
         depth = 0  # of the boundary that the next move begins at
         for tape, start, stop in budget.schedule():
             t0, t1 = start * unit, min(stop * unit, columns.steps)

@@ -53,7 +53,7 @@ class Targets:
             self.total_weight += segment.columns
         else:
             self.total_weight = self._columns.add(self.total_weight, weights)
-        return Pull(self._loss, self._y.read(segment, weights), weights, errors=np.empty(segment.columns))
+        return Pull(self._loss, self._y.read(segment, weights), weights, None, None, np.empty(segment.columns))
 
 
 class CallableError:

@@ -35,6 +35,8 @@ class Slices(Protocol):
 
 def steps(name: str, value: Any) -> Array | Slices:
     """An array of steps: as it is where it lies outside memory, to be read slice by slice; else by `as_array`."""
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__dlpack__"):
         return as_array(name, value)
     if (

@@ -30,7 +30,7 @@ class Workspace:
         rnn, columns = sweep.rnn, sweep.columns
         self.budget = plan
         self.tape = Tape(columns, plan, rnn.n, rnn.dtype, keep_h=keep_h, form=rnn.form)
-        self.adjoint = Adjoint(columns, sweep.network, rnn.p, tokens=sweep.tokens)
+        self.adjoint = Adjoint(columns, rnn, tokens=sweep.tokens)
         self._lock = threading.Lock()
 
     @property
@@ -54,9 +54,9 @@ def workspace(sweep: Sweep, *, keep_h: bool, by_class: bool, wrt_inputs: bool, m
     """Storage for a call, already claimed: one that was kept, or a new one."""
     key: Hashable = None
     if memory is None and sweep.columns.order is None:
-        rnn, network = sweep.rnn, sweep.network
-        widths = *rnn.W_I.shape, rnn.m, network.b is None, network.b_O is None
-        key = sweep.columns, widths, rnn.W_R.dtype, sweep.tokens, rnn.form, keep_h
+        rnn = sweep.rnn
+        biases = rnn.b_R is None, rnn.b_I is None, rnn.b_O is None
+        key = sweep.columns, rnn.n, rnn.p, rnn.m, rnn.dtype, biases, sweep.tokens, rnn.form, keep_h
         kept = _kept.get(key)
         if kept is not None and kept.claim():
             return kept

@@ -297,14 +297,15 @@ def backward(
 
     states = States(trajectory._a, trajectory._h)
     source = Given(sweep, d_outputs, d_states)
-    adjoint = Adjoint(sweep.columns, sweep.network, rnn.p, tokens=sweep.tokens)
+    adjoint = Adjoint(sweep.columns, rnn, tokens=sweep.tokens)
     adjoint.begin(sweep, d_final, wrt_inputs)
     with meter(progress, lambda: sweep.columns.steps) as tick:
         for segment in sweep.columns.segments_backward():
             adjoint.take(sweep, source, segment, states.window(segment))
             if tick:
                 tick(segment.t1 - segment.t0)
-    gradients = adjoint.gradients(sweep, 1.0, trajectory._h[: extent.size])
+    h_0 = trajectory._h[: extent.size] if rnn.form == "preactivation" else None
+    gradients = adjoint.gradients(sweep, 1.0, h_0)
     if sweep.warning:
         warnings.warn(sweep.warning, RuntimeWarning, stacklevel=2)
     return gradients

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,11 @@ class RNN:
     form: str
     readout: str
     output: str
-    _codes: tuple[int, int, int, int]  # the four choices as a level takes them
+    n: int = field(init=False)
+    p: int = field(init=False)
+    m: int = field(init=False)
+    dtype: np.dtype[Any] = field(init=False)
+    _codes: tuple[int, int, int, int] = field(init=False)  # the four choices as a level takes them
 
     def __init__(
         self,
@@ -131,29 +135,14 @@ class RNN:
                     raise ValueError("b_O is the bias of a readout: give W_O too")
                 _validate.shape(name, weights[name], symbol, (size,))
         dtype = recurrent.dtype.newbyteorder("=") if recurrent.dtype.kind == "f" else np.dtype(np.float64)
-        for name in WEIGHTS:
-            array = weights.get(name)
-            object.__setattr__(self, name, None if array is None else read_only(contiguous(array, dtype)))
         names = {"activation": activation, "form": form, "readout": readout, "output": output}
-        for name, value in names.items():
-            object.__setattr__(self, name, _validate.choice(name, value, CHOICES[name]))
-        object.__setattr__(self, "_codes", tuple(CHOICES[name].index(value) for name, value in names.items()))
-
-    @property
-    def n(self) -> int:
-        return len(self.W_R)
-
-    @property
-    def p(self) -> int:
-        return int(self.W_I.shape[1])
-
-    @property
-    def m(self) -> int:
-        return 0 if self.W_O is None else len(self.W_O)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.W_R.dtype
+        codes = tuple(
+            CHOICES[name].index(_validate.choice(name, value, CHOICES[name])) for name, value in names.items()
+        )
+        views = {name: read_only(contiguous(array, dtype)) for name, array in weights.items()}
+        sizes = {"n": n, "p": inputs.shape[1], "m": m, "dtype": dtype}
+        for name, value in {**dict.fromkeys(WEIGHTS), **views, **names, **sizes, "_codes": codes}.items():
+            object.__setattr__(self, name, value)
 
     @property
     def size(self) -> int:

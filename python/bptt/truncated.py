@@ -102,7 +102,12 @@ class TruncatedRun:
         choice("nonfinite", nonfinite, _arguments.NONFINITE)
         self.rnn, self.state = rnn, initial
         self._blocks, self._k2 = iter(blocks), integer("k2", k2, 1)
-        self._arguments: dict[str, Any] = {"loss": loss, "reduction": reduction, "nonfinite": nonfinite, "threads": threads}
+        self._arguments: dict[str, Any] = {
+            "loss": loss,
+            "reduction": reduction,
+            "nonfinite": nonfinite,
+            "threads": threads,
+        }
         self._before = initial  # the state before ...
         self._past: Array | None = None  # ... these inputs, which the next gradient may flow back over
 
@@ -263,9 +268,8 @@ def truncated_value_and_grad(
     if reduction == "mean":
         factor = 1 / total_weight if total_weight else 0.0
     assert d_initial is not None
-    weights_like = rnn.unravel((flat * factor).astype(rnn.dtype))
-    parts = {name: getattr(weights_like, name) for name in ("W_R", "W_I", "W_O", "b_R", "b_I", "b_O")}
-    return value * factor, replace(gradients, **parts, initial=d_initial * rnn.dtype.type(factor))
+    vector = (flat * factor).astype(rnn.dtype)
+    return value * factor, replace(gradients, _vector=vector, initial=d_initial * rnn.dtype.type(factor))
 
 
 @dataclass(frozen=True)
