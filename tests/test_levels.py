@@ -25,7 +25,8 @@ import json, sys
 import bptt
 from bptt import _levels
 module, info = _levels.kernel().__name__, bptt.info()
-imported = sorted(name for name in sys.modules if name.startswith("bptt._kernel_"))
+levels = [f"bptt._kernel_{name}" for name in (*_levels.COMPILED, _levels.REFERENCE)]
+imported = [name for name in levels if name in sys.modules]
 print(json.dumps([module, info, imported]))
 """
 
