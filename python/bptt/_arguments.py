@@ -108,20 +108,20 @@ def targets(rnn: RNN, y: Any, loss: int | Criterion, extent: Extent) -> tuple[Ar
         if array.shape[: extent.axes] != extent.sizes:
             shape("y", array, f"{extent.symbols}, ...", (*extent.sizes, None))
         return array, False
-    if LOSSES[loss] == "cross_entropy":
-        array = each_step("y", y)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"y must hold integers (classes) for the cross-entropy; got {array.dtype}")
-        symbols, sizes = extent.symbols, extent.sizes
-    else:
-        array = each_step("y", y)
+    array, sizes = each_step("y", y), extent.sizes
+    by_class = LOSSES[loss] == "cross_entropy"
+    if not by_class:
         number_dtype("y", array.dtype)
-        symbols, sizes = f"{extent.symbols}, m", (*extent.sizes, rnn.m)
-    if array.shape not in (sizes, sizes[1:]):
+        sizes = *sizes, rnn.m
+    elif array.dtype.kind not in "iu":
+        raise TypeError(f"y must hold integers (classes) for the cross-entropy; got {array.dtype}")
+    if array.shape == sizes:
+        return array, False
+    if array.shape != sizes[1:]:
+        symbols = extent.symbols if by_class else f"{extent.symbols}, m"
         wanted, only = symbolic(symbols, sizes), in_brackets(symbols[3:])
         raise ValueError(f"y must have shape {wanted}, or {only} for targets of the last steps only; got {array.shape}")
-    last = len(array.shape) < len(sizes)
-    return as_array("y", array[0 : sizes[1]]) if last and sizes[1:] else array, last
+    return as_array("y", array[0 : sizes[1]]) if sizes[1:] else array, True
 
 
 def weights(value: Any, extent: Extent) -> Array | Slices:
