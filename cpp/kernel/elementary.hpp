@@ -259,7 +259,8 @@ template <class Real>
   const Vector<Real> a = at_most<Real>(pick<Real>(9.5f, 19.5), abs<Real>(x));
   const Whole<Real> k(a * (-2 * log2_e<Real>));
 #ifdef __FP_FAST_FMA
-  const Vector<Real> r = -a - k.value * Real(0x1.62e42fefa39efp-2);  // the rest of ln 2 counts s k times, too little
+  // One part of ln 2 is enough: k times its error acts on the result only s times.
+  const Vector<Real> r = -a - k.value * Real(0x1.62e42fefa39efp-2);
 #else
   const Vector<Real> r = (-a - k.value * (ln2_high<Real> / 2)) - k.value * (ln2_low<Real> / 2);
 #endif
