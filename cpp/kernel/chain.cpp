@@ -11,6 +11,9 @@ namespace {
 // Factors in a block, if each keeps so many bytes.
 std::int64_t block_factors(std::int64_t bytes) { return std::clamp<std::int64_t>((1 << 20) / bytes, 4, 64); }
 
+// Threads that have fewer multiply-adds than this between them from one meeting to the next wait more than they work.
+inline constexpr double worth_a_meeting = 1e5;
+
 double largest_modulus(const double* numbers, std::int64_t count) {
   double largest = 0;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -106,8 +109,10 @@ class Walk {
   // Calls after(block, team, rank) on each thread when all have moved through a block.
   template <class After>
   void run(int threads, After&& after) {
-    const double multiply_adds = double(factors_.n) * factors_.n * double(size_) * double(factors_.count);
-    Team::run(team_size(threads, multiply_adds), [&](Team& team, int rank) {
+    const double block_multiply_adds = double(factors_.n) * factors_.n * double(size_) * double(most_);
+    const double blocks = double(factors_.count) / double(most_);
+    if (block_multiply_adds < worth_a_meeting) threads = 1;
+    Team::run(team_size(threads, block_multiply_adds * blocks), [&](Team& team, int rank) {
       const FlushDenormals flush;
       for (std::int64_t left = factors_.count; left > 0; left -= most_) {
         const Block block{factors_.first + left - 1, std::min(left, most_)};

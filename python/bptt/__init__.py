@@ -3,11 +3,13 @@
 from typing import Any
 
 from bptt._levels import info
+from bptt.chain import chain_norms, contributions, per_step_gradients, product_chain
 from bptt.checking import CheckReport, check
 from bptt.checkpoints import MemoryPlan, memory_plan
 from bptt.exchange import from_torch
 from bptt.gradient import Gradients, Trajectory, backward, errors, forward, value_and_grad
 from bptt.network import RNN
+from bptt.scaled import ScaledMatrix
 from bptt.truncated import TruncatedRun, TruncationBias, truncated_value_and_grad, truncation_bias
 
 __all__ = [
@@ -15,16 +17,21 @@ __all__ = [
     "CheckReport",
     "Gradients",
     "MemoryPlan",
+    "ScaledMatrix",
     "Trajectory",
     "TruncatedRun",
     "TruncationBias",
     "backward",
+    "chain_norms",
     "check",
+    "contributions",
     "errors",
     "forward",
     "from_torch",
     "info",
     "memory_plan",
+    "per_step_gradients",
+    "product_chain",
     "truncated_value_and_grad",
     "truncation_bias",
     "value_and_grad",

@@ -44,8 +44,7 @@ def step(name: str, value: Any, least: int, most: int) -> int:
 class Stops:
     """The steps t that a result has a row for. The kernel meets them in order; `given` puts a result back."""
 
-    def __init__(self, chain: Chain, stops: Any, max_lag: Any = None) -> None:
-        T = chain.steps
+    def __init__(self, T: int, stops: Any, max_lag: Any = None) -> None:
         if stops is None:
             self.t: Array = np.arange(1, T + 1)
         else:

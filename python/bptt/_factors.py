@@ -63,6 +63,9 @@ class NetworkChain:
     def slopes(self, t: Array) -> tuple[Array, Array | None]:
         """The diagonals of D_t = d * 2**e, (len(t), n); e is None where float64 holds them all."""
         h = self._h[t].astype(np.float64)
+        if not np.isfinite(h).all():
+            first = int(np.asarray(t)[int(np.argmin(np.isfinite(h).all(axis=1)))])
+            raise FloatingPointError(f"the trajectory must be finite; its state at t = {first} is not")
         d = np.empty_like(h)
         self._kernel.activate(self._activation, h, None, d, None)
         small = d < _LEAST_SLOPE

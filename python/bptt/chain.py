@@ -145,7 +145,7 @@ def chain_norms(
         raise TypeError("jacobians must be given alone, without rnn and trajectory")
     else:
         chain = JacobianChain(jacobians)
-    steps = Stops(chain, stops, max_lag)
+    steps = Stops(chain.steps, stops, max_lag)
     spectral, n = norm_order(ord) == 2, chain.n
     norms = steps.table(memory)
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
@@ -214,7 +214,7 @@ def contributions(
     (0, True)
     """
     chain, direct = _with_errors(rnn, trajectory, y, loss, weights)
-    steps = Stops(chain, stops, max_lag)
+    steps = Stops(chain.steps, stops, max_lag)
     logs = steps.table(memory)
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
     for group in steps.groups(max(1, NUMBERS // chain.n)):
@@ -276,7 +276,7 @@ def per_step_gradients(
     True
     """
     chain, direct = _with_errors(rnn, trajectory, y, loss, weights)
-    steps = Stops(chain, stops)
+    steps = Stops(chain.steps, stops)
     n, limit, size = chain.n, memory_size("memory", memory), 8 * len(steps) * chain.n**2
     if size > limit:
         raise ValueError(

@@ -110,9 +110,9 @@ class ScaledMatrix:
 
 def norm_order(ord: object) -> Order:
     """The argument ``ord``, or a ValueError."""
-    if ord == "fro":
+    if isinstance(ord, str) and ord == "fro":
         return "fro"
-    if ord == 2 and not isinstance(ord, bool):
+    if isinstance(ord, (int, np.integer)) and not isinstance(ord, bool) and ord == 2:
         return 2
     raise ValueError(f"ord must be 2 or 'fro'; got {ord!r}")
 
