@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import bptt.torch
 from bptt import _levels
 from bptt._kernel import ACTIVATIONS
-from bptt.torch import _batch
+from bptt.torch import _batch, _operator
 
 pytestmark = pytest.mark.peers
 
@@ -282,9 +282,24 @@ def test_the_kernel_reads_and_writes_the_tensors_themselves(spy, many_segments, 
     assert len(backward) == 3
     for named in backward:
         assert np.shares_memory(named["x"], data.numpy())
+        assert np.shares_memory(named["a"], states.detach().numpy())
         assert np.shares_memory(named["d_states"], pull.numpy())
         assert named["d_x"] is None  # x wants no gradient
-    assert [np.shares_memory(named["a"], states.detach().numpy()) for named in backward] == [True, True, False]
+
+
+def test_what_lies_before_the_states_is_taken_for_the_initial_ones_only_if_it_is_them(spy):
+    torch.manual_seed(0)
+    x, hx, W_I, W_R = torch.randn(7, 4, 3), torch.randn(4, 16), torch.randn(16, 3) / 4, torch.randn(16, 16) / 4
+    states, _ = _operator.rnn(x, None, hx, W_I, W_R, None, "tanh", False)
+    others = [torch.cat([front[None], states])[1:] for front in (hx, hx + 1)]
+    runs, in_place = [], []
+    for given in (states, *others, states.clone()):
+        gradients = _operator.rnn_backward(states, None, x, None, hx, W_I, W_R, given, "tanh", False, True)
+        runs.append(dict(enumerate(gradients)))
+        in_place.append(np.shares_memory(spy.calls[-1][2]["a"], given.numpy()))
+    assert in_place == [True, True, False, False]
+    for run in runs[1:]:
+        assert_same(run, runs[0], tolerance=0)
 
 
 def test_threads_are_pytorchs_and_change_no_bit(spy):

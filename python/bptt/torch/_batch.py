@@ -39,7 +39,7 @@ class Batch:
             sizes = batch_sizes.numpy()
         counts = np.concatenate(([self.size], sizes, [0]))  # columns at t = 0 .. T + 1
         starts = np.concatenate(([0], np.cumsum(counts)))  # the row at which they begin
-        self.rows = int(starts[-1])
+        self.rows, self._n = int(starts[-1]), n
         grid = segment_steps(n, x.shape[-1], 0, max(self.size, 1), numbers(x).dtype)
         self.segments: list[Segment] = []
         for t0 in range(0, time if self.size else 0, grid):
@@ -68,24 +68,25 @@ class Batch:
         columns: Array = numbers(tensor)[entries].reshape(stop - start, tensor.shape[-1])
         return columns
 
-    def tensor(self, rows: Array, width: int) -> Tensor:
-        """The first ``width`` numbers of the row of each column, in the order met, as a tensor."""
+    def tensor(self, rows: Array, first: int, width: int) -> Tensor:
+        """The first ``width`` numbers of the row of each column, rows ``first`` on in the order met, as a tensor."""
         if self._order is not None:
-            rows = rows.reshape(len(self._order), -1)[self._order].reshape(rows.shape)
-        whole = torch.from_numpy(rows)
-        length = rows.shape[1]
+            rows, first = rows[first:].reshape(len(self._order), -1)[self._order].reshape(-1, rows.shape[1]), 0
+        whole, length = torch.from_numpy(rows), rows.shape[1]
         strides = (self.size * length, length, 1)[-len(self._axes) - 1 :]
         # A tensor of its own: a view could not be written over even where no gradient is wanted.
-        return whole.new_empty(0).set_(whole.untyped_storage(), 0, (*self._axes, width), strides)
+        return whole.new_empty(0).set_(whole.untyped_storage(), first * length, (*self._axes, width), strides)
 
-    def in_place(self, states: Tensor) -> Array | None:
-        """The row of each column with its padding, if the tensor holds them like this and in the order met."""
-        length, columns = row_length(states.shape[-1], states.itemsize), self.rows - self.size
-        numbers_held = states.untyped_storage().nbytes() // states.itemsize - states.storage_offset()
+    def in_place(self, states: Tensor, initial: Tensor) -> Array | None:
+        """The rows of the states from t = 0 on, if they lie around the tensor as `tensor` made it from them."""
+        length, itemsize = row_length(self._n, states.itemsize), states.itemsize
         strides = (self.size * length, length, 1)[-states.dim() :]
-        if self._order is not None or states.stride() != strides or numbers_held < columns * length:
+        start = states.storage_offset() - self.size * length
+        held = states.untyped_storage().nbytes() // itemsize - start
+        if self._order is not None or states.stride() != strides or start < 0 or held < self.rows * length:
             return None
-        return numbers(states.as_strided((columns, length), (length, 1)))
+        rows = numbers(states.as_strided((self.rows, length), (length, 1), start))
+        return rows if np.array_equal(rows[: self.size, : self._n], numbers(initial)) else None
 
 
 def numbers(tensor: Tensor) -> Array:

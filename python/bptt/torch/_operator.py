@@ -6,6 +6,7 @@ on the way back.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -51,7 +52,7 @@ def _forward(
     for segment in batch.segments:
         inputs = contiguous(batch.read(x, segment.first, segment.end), dtype)
         kernel.forward(network, inputs, segment.counts, a[segment.before : segment.end], None, threads)
-    return batch.tensor(a[batch.size :], n), torch.from_numpy(a[batch.finals, :n])
+    return batch.tensor(a, batch.size, n), torch.from_numpy(a[batch.finals, :n])
 
 
 def _backward(
@@ -76,11 +77,11 @@ def _backward(
     d_W_R, d_W_I, d_b = np.zeros((n, n)), np.zeros((n, p)), np.zeros(n)
     sums = Sums(d_W_R, d_W_I, None, d_b, None)
     d_x = np.empty((batch.rows - size, p), dtype) if wrt_x else None
-    rows = batch.in_place(states)
+    rows = batch.in_place(states, initial)
     for segment in reversed(batch.segments):
         before, first, end = segment.before, segment.first, segment.end
-        if rows is not None and before:
-            a = rows[before - size : end - size]
+        if rows is not None:
+            a = rows[before:end]
         else:
             a = aligned(end - before, n, dtype)
             a[: first - before, :n] = batch.read(states, before, first) if before else numbers(initial)
@@ -104,18 +105,26 @@ def _backward(
             threads=threads,
         )
     return (
-        x.new_empty(0) if d_x is None else batch.tensor(d_x, p),  # an operator returns tensors and nothing else
+        x.new_empty(0) if d_x is None else batch.tensor(d_x, 0, p),  # an operator returns tensors and nothing else
         torch.from_numpy(carry[:, :n]),
         *(torch.from_numpy(contiguous(total, dtype)) for total in (d_W_I, d_W_R, d_b)),
     )
 
 
 def _forward_fake(
-    x: Tensor, batch_sizes: Tensor | None, initial: Tensor, W_I: Tensor, *_: Any
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    initial: Tensor,
+    W_I: Tensor,
+    W_R: Tensor,
+    b: Tensor | None,
+    activation: str,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    n = W_I.shape[0]
-    rows = x.new_empty((*x.shape[:-1], row_length(n, x.itemsize)))
-    return rows[..., :n], torch.empty_like(initial)
+    axes, n = x.shape[:-1], W_R.shape[0]
+    before = 0 if reverse else initial.shape[0]
+    rows = x.new_empty((before + math.prod(axes), row_length(n, x.itemsize)))
+    return rows[before:, :n].unflatten(0, axes), torch.empty_like(initial)
 
 
 def _backward_fake(
