@@ -10,6 +10,8 @@ namespace py = pybind11;
 namespace bptt::bindings {
 void bind_activation(py::module_& m);
 void bind_chain(py::module_& m);
+void bind_jacobian(py::module_& m);
+void bind_lyapunov(py::module_& m);
 void bind_segment(py::module_& m);
 void bind_stream(py::module_& m);
 }  // namespace bptt::bindings
@@ -17,6 +19,8 @@ void bind_stream(py::module_& m);
 PYBIND11_MODULE(BPTT_MODULE, m) {
   bptt::bindings::bind_activation(m);
   bptt::bindings::bind_chain(m);
+  bptt::bindings::bind_jacobian(m);
+  bptt::bindings::bind_lyapunov(m);
   bptt::bindings::bind_segment(m);
   bptt::bindings::bind_stream(m);
   m.def("build_info", [] {

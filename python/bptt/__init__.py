@@ -8,6 +8,8 @@ from bptt.checking import CheckReport, check
 from bptt.checkpoints import MemoryPlan, memory_plan
 from bptt.exchange import from_torch
 from bptt.gradient import Gradients, Trajectory, backward, errors, forward, value_and_grad
+from bptt.jacobian import state_jacobian, state_jacobians
+from bptt.lyapunov import Lyapunov, lyapunov_spectrum
 from bptt.network import RNN
 from bptt.scaled import ScaledMatrix
 from bptt.truncated import TruncatedRun, TruncationBias, truncated_value_and_grad, truncation_bias
@@ -16,6 +18,7 @@ __all__ = [
     "RNN",
     "CheckReport",
     "Gradients",
+    "Lyapunov",
     "MemoryPlan",
     "ScaledMatrix",
     "Trajectory",
@@ -29,9 +32,12 @@ __all__ = [
     "forward",
     "from_torch",
     "info",
+    "lyapunov_spectrum",
     "memory_plan",
     "per_step_gradients",
     "product_chain",
+    "state_jacobian",
+    "state_jacobians",
     "truncated_value_and_grad",
     "truncation_bias",
     "value_and_grad",

@@ -79,7 +79,7 @@ class Bundles(NamedTuple):
     Each row has a binary exponent, and a sum of squares from 2**-128 to 2**128, or 0.
     """
 
-    stops: Array  # int64 (S,), not decreasing: bundle s meets the factors k = stops[s]-1, stops[s]-2, ..., stops[s]-lags+1
+    stops: Array  # int64 (S,), not decreasing: bundle s meets the factors of k = stops[s]-1, ..., stops[s]-lags+1
     lags: int
     rows: Array  # (R, ld), 0 beyond n (moved; what has met its last factor is left as it may be)
     exponents: Array  # int64 (R,) (moved)
@@ -165,7 +165,7 @@ class Kernel(Protocol):
         bundles: Bundles,
         norms: Array | None,  # (S, lags): the log norm of bundle s after M_k at [s, stops[s]-k] (written)
         offsets: Array | None,  # (L,): added to the log norms after M_k
-        leads: Array | None,  # (S, ld), 0 beyond n: not None means spectral norms, of bundles of n rows, else Frobenius;
+        leads: Array | None,  # (S, ld), 0 beyond n: None means Frobenius norms, else spectral, of bundles of n rows:
         #                       directions near the first left singular vectors, any to begin with (moved)
         threads: int,
     ) -> int:
@@ -181,4 +181,38 @@ class Kernel(Protocol):
         threads: int,
     ) -> int:
         """Move the bundles as `advance` does, and gather the gradients they make. Returns as `advance` does."""
+        ...
+
+    def jacobian_by_chain(
+        self,
+        W_R: Array,  # (n, n); float64 like all of a Jacobian
+        d: Array,  # (L, n): the diagonals of D_{k-1}, k = t0+1 .. t1
+        v: Array | None,  # (L, q): the direct derivative of h_k is I ⊗ v_k^T; or int32 (L,): tokens, v one-hot
+        P: Array,  # (n, ld), 0 beyond n: P(t1) (becomes P(t0))
+        J: Array | None,  # (n, n, q): added to; None without v
+        threads: int,
+    ) -> bool:
+        """J += sum_k P(k) ⊗ v_k^T, the last step first, P(k-1) = P(k) W_R D_{k-1}. Returns whether J is finite."""
+        ...
+
+    def jacobian_by_recursion(
+        self,
+        W_R: Array,
+        d: Array,
+        v: Array | None,  # all as in jacobian_by_chain
+        J: Array,  # (n q, ld), 0 beyond n: its columns as rows (moved); without v any number of rows
+        threads: int,
+    ) -> int:
+        """J = I ⊗ v_k^T + W_R D_{k-1} J for all k. Returns the first k - t0 - 1 after which J is not finite, or -1."""
+        ...
+
+    def grow(
+        self,
+        matrices: Array,  # (n, n), or one for each step, (L, n, n); finite, float64 like all of this
+        log_d: Array | None,  # (L, n): J_t is matrix diag(exp(log_d_t)); None: the matrices alone, one for each step
+        Q: Array,  # (k, ld), 0 beyond n: a basis, its columns as rows, orthonormal or 0 (becomes that of J_L ... J_1 Q)
+        log_r: Array,  # (k,) (written): log diag R; -inf for a direction that is dead, whose row of Q becomes 0
+        threads: int,
+    ) -> None:
+        """Carry a basis along a trajectory."""
         ...

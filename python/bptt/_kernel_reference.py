@@ -14,6 +14,9 @@ from bptt import reference
 from bptt._kernel import ACTIVATIONS, FORMS, LOSSES, OUTPUTS, READOUTS, Array, Network, Sums
 from bptt._kernel_reference_chain import accumulate as accumulate
 from bptt._kernel_reference_chain import advance as advance
+from bptt._kernel_reference_jacobian import jacobian_by_chain as jacobian_by_chain
+from bptt._kernel_reference_jacobian import jacobian_by_recursion as jacobian_by_recursion
+from bptt._kernel_reference_lyapunov import grow as grow
 
 # σ' where only a was stored: good enough for a gradient, not for a logarithm (`reference.ACTIVATIONS` starts from h).
 DERIVATIVE_FROM_A: dict[str, Callable[[Array], Array]] = {

@@ -1,0 +1,201 @@
+// Gaussian elimination of a basis by a team of threads.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "elementary.hpp"
+#include "packed_matrix.hpp"
+
+namespace bptt {
+
+// work(first, columns) for every tile of the columns that belongs to this thread. Tiles are even in number: what two
+// threads do then takes equally long.
+template <class Work>
+void each_own_tile(std::int64_t columns, const Team& team, int rank, Work&& work) {
+  const ColumnTiles tiles(columns, (columns + 2 * tile::max_columns - 1) / (2 * tile::max_columns) * 2);
+  for (std::int64_t i = rank; i < tiles.tiles; i += team.size()) work(tiles.begin(i), tiles.end(i) - tiles.begin(i));
+}
+
+// y -= u x, all of `length` numbers, a multiple of line<double>.
+inline void subtract(double u, const double* x, double* y, std::int64_t length) {
+  for (std::int64_t i = 0; i < length; i += lanes<double>) store(y + i, load(y + i) - load(x + i) * u);
+}
+
+// x *= u.
+inline void multiply(double u, double* x, std::int64_t length) {
+  for (std::int64_t i = 0; i < length; i += lanes<double>) store(x + i, load(x + i) * u);
+}
+
+// diag(exp(weights)) A = M U with U upper triangular. A, its columns as rows of memory padded with zeros, becomes M; of
+// U the logarithms of the pivots remain.
+//
+// Rows are not exchanged: a column of M has 1 in the row of its pivot, 0 in the rows of the pivots before it, and no
+// number above 1.07 elsewhere. The weights never enter what is summed: pivots are as exact as those of A itself,
+// however far the weights are apart.
+class Elimination {
+ public:
+  Elimination(int n, std::int64_t columns)
+      : rounding_(4 * n * std::numeric_limits<double>::epsilon()),
+        length_(row_length<double>(n)),
+        panel_(n, panel_width),
+        row_sizes_(length_),
+        pivots_(std::size_t(columns)),
+        logs_(std::size_t(columns)) {}
+
+  // Called by every thread of the team, once all have finished with A.
+  //   weights: (length), -inf for rows that count as 0 and beyond n; null: all are 0
+  void operator()(Team& team, int rank, Rows<double> A, const double* weights) {
+    measure_rows(A, part(length_, line<double>, rank, team.size()));
+    team.barrier();
+    if (rank == 0) {
+      least_ = infinity;
+      alive_ = 0;
+    }
+    for (std::int64_t begin = 0;; begin += panel_width) {
+      const std::int64_t end = std::min(begin + panel_width, A.count);
+      if (rank == 0) {
+        for (std::int64_t j = begin; j < end; ++j) eliminate(A, begin, j, weights);
+        if (end < A.count) gather(A, begin);
+      }
+      team.barrier();
+      if (end == A.count) break;
+      panel_.pack(A[begin], 1, A.stride, part(panel_.panels(), 1, rank, team.size()));
+      team.barrier();
+      each_own_tile(A.count - end, team, rank,
+                    [&](std::int64_t c, std::int64_t columns) { follow(A.from(end + c), begin, columns); });
+      team.barrier();
+    }
+    if (!weights) return;
+    for (std::int64_t j = rank; j < A.count; j += team.size()) weigh(A[j], pivots_[std::size_t(j)], weights);
+    team.barrier();
+  }
+
+  // log |pivot| of column j. -inf: the column is dead, exactly or (without weights) within rounding in the span of
+  // those before it, and zero in M.
+  double log_pivot(std::int64_t j) const { return logs_[std::size_t(j)]; }
+
+  // Columns that are not dead.
+  std::int64_t alive() const { return alive_; }
+
+  // log of the largest number of A over its least pivot, both without weights: what rounding is magnified by.
+  double spread() const { return std::log(*std::max_element(row_sizes_.data(), row_sizes_.data() + length_) / least_); }
+
+ private:
+  // Columns eliminated one by one, before all others follow in one matrix product.
+  static constexpr int panel_width = 16;
+  static constexpr double infinity = std::numeric_limits<double>::infinity();
+
+  void measure_rows(Rows<double> A, Range rows) {
+    for (std::int64_t i = rows.begin; i < rows.end; i += lanes<double>) {
+      Vector<double> most{};
+      for (std::int64_t j = 0; j < A.count; ++j) most = greater(abs<double>(load(A[j] + i)), most);
+      store(row_sizes_.data() + i, most);
+    }
+  }
+
+  void eliminate(Rows<double> A, std::int64_t begin, std::int64_t j, const double* weights) {
+    double* const column = A[j];
+    for (std::int64_t i = begin; i < j; ++i)
+      if (const int p = pivots_[std::size_t(i)]; p >= 0) subtract(column[p], A[i], column, length_);
+    const int p = weights ? heaviest(column, weights) : largest(column);
+    pivots_[std::size_t(j)] = p;
+    if (p < 0) {
+      logs_[std::size_t(j)] = -infinity;
+      std::fill_n(column, length_, 0.0);
+      return;
+    }
+    const double pivot = std::fabs(column[p]);
+    least_ = std::min(least_, pivot);
+    ++alive_;
+    logs_[std::size_t(j)] = std::log(pivot) + (weights ? weights[p] : 0);
+    multiply(1 / column[p], column, length_);
+    column[p] = 1;
+  }
+
+  // The row of the largest number, -1 if there is none. What is 4 n eps of its row or less is the rounding of a sum
+  // that should be zero, and becomes it.
+  int largest(double* column) const {
+    return find_largest(0, [=, this](std::int64_t i) {
+      Vector<double> x = load(column + i);
+      x = select<double>(abs<double>(x) > load(row_sizes_.data() + i) * rounding_, x, Vector<double>{});
+      store(column + i, x);
+      return abs<double>(x);
+    });
+  }
+
+  // The row of the largest weighted number, -1 if there is none.
+  int heaviest(const double* column, const double* weights) const {
+    return find_largest(-infinity, [=](std::int64_t i) {
+      // The bits of a number, read as an integer, are its logarithm to base 2 up to a factor, a constant and 0.086.
+      const Vector<double> x = abs<double>(load(column + i));
+      const Mask<double> high = (bits<Mask<double>>(x) >> 20) | std::bit_cast<std::int64_t>(0x1p52);
+      const Vector<double> log = (bits<Vector<double>>(high) - 0x1p52) * (0x1p-32 * ln_2);
+      return select<double>(x == 0.0, broadcast(-infinity), log + load(weights + i));
+    });
+  }
+
+  // The row with the largest size(row, row + 1, ...), or -1 where none is above `none`.
+  template <class Size>
+  int find_largest(double none, Size size) const {
+    Vector<double> most = broadcast(none);
+    for (std::int64_t i = 0; i < length_; i += lanes<double>) most = greater(size(i), most);
+    double top = none;
+    for (int l = 0; l < lanes<double>; ++l) top = std::max(top, most[l]);
+    if (!(top > none)) return -1;
+    for (std::int64_t i = 0;; i += lanes<double>) {
+      const Vector<double> sizes = size(i);
+      for (int l = 0; l < lanes<double>; ++l)
+        if (sizes[l] == top) return int(i + l);
+    }
+  }
+
+  // The triangle of M in the rows of the panel's own pivots.
+  void gather(Rows<double> A, std::int64_t begin) {
+    for (int r = 0; r < panel_width; ++r)
+      for (int s = 0; s < panel_width; ++s) {
+        const int p = pivots_[std::size_t(begin + s)];
+        triangle_[r][s] = s > r && p >= 0 ? A[begin + r][p] : 0;
+      }
+  }
+
+  // Eliminates the panel from the columns of one tile: A -= M u, u = triangle^-1 A(pivots).
+  void follow(Rows<double> A, std::int64_t begin, std::int64_t columns) const {
+    alignas(row_bytes) double u[tile::max_columns][panel_width];  // negative
+    const int* const pivots = pivots_.data() + begin;
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (int r = 0; r < panel_width; ++r) u[c][r] = pivots[r] < 0 ? 0 : -A[c][pivots[r]];
+    for (int r = 0; r < panel_width; ++r)
+      for (std::int64_t c = 0; c < columns; ++c)
+        for (int s = r / lanes<double> * lanes<double>; s < panel_width; s += lanes<double>)
+          store(u[c] + s, load(u[c] + s) - load(triangle_[r] + s) * u[c][r]);
+    panel_.multiply_add(u[0], panel_width, A[0], A.stride, columns, {0, panel_.panels()});
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (int r = 0; r < panel_width; ++r)
+        if (pivots[r] >= 0) A[c][pivots[r]] = 0;
+  }
+
+  void weigh(double* column, int pivot, const double* weights) const {
+    if (pivot < 0) return;
+    for (std::int64_t i = 0; i < length_; i += lanes<double>) {
+      const Vector<double> x =
+          load(column + i);  // 0 in the rows of earlier pivots, where the other factor may be infinite
+      store(column + i, select<double>(x == 0.0, x, x * exp<double>(load(weights + i) - weights[pivot])));
+    }
+    column[pivot] = 1;
+  }
+
+  static constexpr double ln_2 = 0x1.62e42fefa39efp-1;
+
+  double rounding_;
+  std::int64_t length_;
+  PackedMatrix<double> panel_;
+  Buffer<double> row_sizes_;  // the largest number of each row of A
+  alignas(row_bytes) double triangle_[panel_width][panel_width];
+  std::vector<int> pivots_;  // the row of each column's; -1: it is dead
+  std::vector<double> logs_;
+  double least_ = infinity;  // pivot
+  std::int64_t alive_ = 0;   // columns
+};
+
+}  // namespace bptt

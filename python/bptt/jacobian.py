@@ -1,0 +1,291 @@
+"""The derivative of the state by the weights, whole: what backpropagation only ever multiplies by a vector."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bptt import _arguments
+from bptt._arguments import NONFINITE, Extent, Nonfinite
+from bptt._bundles import step as step_number
+from bptt._bundles import zero_rows
+from bptt._columns import Segment
+from bptt._kernel import Array
+from bptt._memory import aligned, contiguous
+from bptt._sweep import Sweep
+from bptt._validate import Slices, choice, memory_size
+from bptt.network import RNN
+
+Wrt = Literal["W_R", "W_I", "b_R", "initial"]
+Method = Literal["chain", "recursion"]
+
+_FLOAT64 = np.dtype(np.float64)
+
+#: Floating-point operations of one piece of steps: some tens of milliseconds, between which Ctrl-C is heard.
+_FLOP = 2_000_000_000
+_BLOCK = 64  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
+
+
+def state_jacobian(
+    rnn: RNN,
+    x: npt.ArrayLike,
+    *,
+    wrt: Wrt = "W_R",
+    step: int = -1,
+    method: Method = "chain",
+    initial: npt.ArrayLike | None = None,
+    nonfinite: Nonfinite = "warn",
+    memory: int | str = "1 GB",
+    threads: int | None = None,
+) -> Array:
+    """d(state t)/d(wrt), the total derivative of one state (article Thm 1, corrected).
+
+    ::
+
+        dh_t/dW_R = sum_{k=1}^t P(k,t) ⊗ a_{k-1}^T    P(k,t) = (W_R D_{t-1}) ... (W_R D_k)    D_t = diag sigma'(h_t)
+
+    with x_k for a_{k-1} where wrt is W_I, 1 where it is b_R; dh_t/d(initial) is P(1,t) W_R in form "activation" and
+    P(1,t) W_R D_0 in form "preactivation". The state is h_t in form "preactivation"; in form "activation" it is a_t,
+    whose derivative is D_t times that of h_t. The states are the network's own, in its dtype; the derivative along them
+    is in float64.
+
+    Parameters
+    ----------
+    rnn : RNN
+    x : array of shape (T, p), or integer array of shape (T,)
+        Inputs of one sequence, as in `forward`.
+    wrt : {"W_R", "W_I", "b_R", "initial"}
+        What to differentiate by. b_I acts where b_R acts: its derivative is the same.
+    step : int
+        t in 0 .. T; negative ones count from the end, where -1 is T.
+    method : {"chain", "recursion"}
+        The sum above from its last term back, n^2 (n + q) multiply-adds a step where v_k = a_{k-1}, x_k or 1 has q
+        numbers; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from k = 1 on (article Lemma 2, corrected; real-time recurrent
+        learning, Williams 1989), n^3 q multiply-adds a step. They agree to rounding.
+    initial : array of shape (n,), optional
+        As in `forward`.
+    nonfinite : {"warn", "raise", "ignore"}
+        As in `forward`, and where the derivative leaves the range of float64. One that vanishes becomes 0 in silence.
+    memory : int or str
+        The most that the result may take, in bytes or as "16 MB" or "16 MiB".
+    threads : int, optional
+        As in `forward`.
+
+    Returns
+    -------
+    float64 array of shape (n, *shape of wrt)
+        [i, a, b] is the derivative of number i of the state by W[a, b].
+
+    Raises
+    ------
+    TypeError, ValueError, FloatingPointError
+        As in `forward`; x is a batch, step is not in 0 .. T, or the result takes more than ``memory``.
+
+    Examples
+    --------
+    A scalar linear network, h_t = w h_{t-1}, has dh_t/dw = t w^(t-1) h_0:
+
+    >>> import bptt
+    >>> import numpy as np
+    >>> rnn = bptt.RNN([[0.5]], [[1.0]], activation="identity")
+    >>> bptt.state_jacobian(rnn, np.zeros((3, 1)), initial=[8.0]).item()
+    6.0
+    """
+    inputs, extent = _sequence(rnn, x)
+    choice("wrt", wrt, get_args(Wrt))
+    t = step_number("step", step, 0, extent.time)
+    choice("method", method, get_args(Method))
+    run = _Run(rnn, inputs, extent, t, wrt, initial, nonfinite, memory, threads)
+    if method == "chain":
+        J = run.chain()
+    else:
+        for J in run.recursion(max(1, _FLOP // max(1, 2 * rnn.n**3 * run.q))):  # noqa: B007
+            pass  # the last is wanted
+    if run.sweep.warning:
+        warnings.warn(run.sweep.warning, RuntimeWarning, stacklevel=2)
+    return np.ascontiguousarray(J)
+
+
+def state_jacobians(
+    rnn: RNN,
+    x: npt.ArrayLike,
+    *,
+    wrt: Wrt = "W_R",
+    initial: npt.ArrayLike | None = None,
+    nonfinite: Nonfinite = "warn",
+    memory: int | str = "1 GB",
+    threads: int | None = None,
+) -> Iterator[Array]:
+    """d(state t)/d(wrt) for t = 0, 1, ..., T, one after another as the sequence is read (real-time recurrent learning).
+
+    ::
+
+        J_t = I ⊗ v_t^T + W_R D_{t-1} J_{t-1}        v_t = a_{t-1}, x_t or 1        (article Lemma 2, corrected)
+
+    n^3 q multiply-adds a step for q numbers in v_t, and memory that does not grow with T.
+
+    Parameters
+    ----------
+    rnn, x, wrt, initial, nonfinite, threads
+        As in `state_jacobian`.
+    memory : int or str
+        The most that one J_t may take.
+
+    Yields
+    ------
+    float64 array of shape (n, *shape of wrt)
+        The caller's own.
+
+    Raises
+    ------
+    TypeError, ValueError, FloatingPointError
+        As in `state_jacobian`, at the call for its arguments and in the loop for the values in them.
+
+    Examples
+    --------
+    >>> import bptt
+    >>> import numpy as np
+    >>> rnn = bptt.RNN([[0.5]], [[1.0]], activation="identity")
+    >>> [J.item() for J in bptt.state_jacobians(rnn, np.zeros((3, 1)), initial=[8.0])]
+    [0.0, 8.0, 8.0, 6.0]
+    """
+    inputs, extent = _sequence(rnn, x)
+    choice("wrt", wrt, get_args(Wrt))
+    return _online(_Run(rnn, inputs, extent, extent.time, wrt, initial, nonfinite, memory, threads))
+
+
+def _sequence(rnn: Any, x: Any) -> tuple[Array | Slices, Extent]:
+    _arguments.network(rnn)
+    inputs, extent = _arguments.inputs(rnn, x)
+    if extent.axes == 2:
+        wanted = "(T,)" if inputs.dtype.kind != "f" else f"(T, p) with p = {rnn.p}"
+        raise ValueError(f"x must be one sequence, of shape {wanted}; got a batch, {inputs.shape}")
+    return inputs, extent
+
+
+def _online(run: _Run) -> Iterator[Array]:
+    warned = False
+    for J in run.recursion(1):
+        if run.sweep.warning and not warned:
+            warnings.warn(run.sweep.warning, RuntimeWarning, stacklevel=2)
+            warned = True
+        yield J
+
+
+class _Run:
+    """A run of the network over its first ``steps`` inputs, and the derivative along it."""
+
+    def __init__(
+        self,
+        rnn: RNN,
+        inputs: Array | Slices,
+        extent: Extent,
+        steps: int,
+        wrt: Wrt,
+        initial: Any,
+        nonfinite: Nonfinite,
+        memory: Any,
+        threads: int | None,
+    ) -> None:
+        self.rnn, self.steps, self.wrt = rnn, steps, wrt
+        self.initial = None if initial is None else _arguments.rows("initial", initial, rnn, extent)
+        choice("nonfinite", nonfinite, NONFINITE)
+        n = self.n = rnn.n
+        self.shape = {"W_R": (n, n), "W_I": (n, rnn.p), "b_R": (n,), "initial": (n,)}[wrt]
+        self.q = math.prod(self.shape) // n
+        size = 8 * n * n * self.q
+        if size > memory_size("memory", memory):
+            raise ValueError(
+                f"wrt={wrt!r} must give a result that fits memory = {memory!r}; "
+                f"one of shape {(n, *self.shape)} takes {size / 1e6:,.0f} MB"
+            )
+        self.sweep = Sweep(rnn, inputs, extent, np.array([steps]), nonfinite, threads)
+        self.W = contiguous(rnn.W_R, _FLOAT64)
+
+    def chain(self) -> Array:
+        """d(state at the last step)/d(wrt), by the sum over k from that step back."""
+        n, sweep = self.n, self.sweep
+        a, h = self._rows(self.steps + 1), self._rows(self.steps + 1)
+        sweep.begin(self.initial, a[:1], h[:1])
+        for segment in sweep.columns.segments():
+            sweep.forward(segment, (a[segment.t0 : segment.t1 + 1], h[segment.t0 + 1 : segment.t1 + 1]))
+        P = zero_rows(n, n)
+        P[range(n), range(n)] = self._own_slopes(h[-1], self.steps)
+        J = None if self.wrt == "initial" else np.zeros((n, n, self.q))
+        finite = True
+        count = max(1, _FLOP // (2 * n * n * (n + self.q)) // _BLOCK) * _BLOCK
+        for segment in sweep.columns.segments_backward():
+            before = slice(segment.t0, segment.t1)
+            d, v = self._slopes(h[before], segment.t0), self._sources(segment, a[before])
+            for j in range(len(d), 0, -count):
+                i = max(0, j - count)
+                v_ij = None if v is None else v[i:j]
+                finite = sweep.kernel.jacobian_by_chain(self.W, d[i:j], v_ij, P, J, sweep.threads)
+            if not P.any():  # it has underflowed, and so would all that is left
+                break
+        if J is None:
+            J = P[:, :n]
+            finite = bool(np.isfinite(J).all())
+        if not finite:
+            sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite at step t = {self.steps}")
+        return J.reshape(n, *self.shape)
+
+    def recursion(self, most: int) -> Iterator[Array]:
+        """d(state t)/d(wrt) by the recursion, for t = 0 and after every ``most`` steps or fewer."""
+        n, sweep = self.n, self.sweep
+        turned = zero_rows(n if self.wrt == "initial" else n * self.q, n)  # a row for each weight
+        if self.wrt == "initial":
+            turned[range(n), range(n)] = 1
+
+        def result(h: Array, t: int) -> Array:
+            return (turned[:, :n] * self._own_slopes(h, t)).T.reshape(n, *self.shape)
+
+        a, h = self._rows(1), self._rows(1)
+        sweep.begin(self.initial, a, h)
+        yield result(h[0], 0)
+        found = False
+        for segment in sweep.columns.segments():
+            steps = segment.t1 - segment.t0
+            last = a[-1], h[-1]
+            a, h = self._rows(steps + 1), self._rows(steps + 1)
+            a[0], h[0] = last
+            sweep.forward(segment, (a, h[1:]))
+            d, v = self._slopes(h[:-1], segment.t0), self._sources(segment, a[:-1])
+            for i in range(0, steps, most):
+                j = min(i + most, steps)
+                v_ij = None if v is None else v[i:j]
+                bad = sweep.kernel.jacobian_by_recursion(self.W, d[i:j], v_ij, turned, sweep.threads)
+                if bad >= 0 and not found:
+                    found, t = True, segment.t0 + i + bad + 1
+                    sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite: first at step t = {t}")
+                yield result(h[j], segment.t0 + j)
+
+    def _rows(self, count: int) -> Array:
+        return aligned(count, self.n, self.rnn.dtype)
+
+    def _slopes(self, h: Array, t: int) -> Array:
+        """The diagonals of D_t, D_{t+1}, ..., one for each row of h; D_0 is that of the form's own initial value."""
+        h = h[:, : self.n].astype(np.float64)
+        d = np.empty_like(h)
+        self.sweep.kernel.activate(self.sweep.network.activation, h, None, d, None)
+        if t == 0 and self.rnn.form == "activation":
+            d[0] = 1
+        return d
+
+    def _own_slopes(self, h: Array, t: int) -> Array | float:
+        """d(state t)/dh_t."""
+        return self._slopes(h[None], t)[0] if self.rnn.form == "activation" else 1.0
+
+    def _sources(self, segment: Segment, a: Array) -> Array | None:
+        """v_k for the steps k of a segment; a_{k-1} is given."""
+        if self.wrt == "W_R":
+            return a[:, : self.n].astype(np.float64)
+        if self.wrt == "W_I":
+            x = self.sweep.x.read(segment)
+            return x if self.sweep.tokens else contiguous(x, _FLOAT64)
+        return np.ones((len(a), 1)) if self.wrt == "b_R" else None

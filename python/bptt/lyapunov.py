@@ -1,0 +1,242 @@
+"""Lyapunov exponents: at which rates small changes of the state grow or decay, direction by direction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bptt import _levels
+from bptt._bundles import zero_rows
+from bptt._factors import JacobianChain, network_chain
+from bptt._kernel import ACTIVATIONS, Array
+from bptt._memory import contiguous
+from bptt._validate import integer
+from bptt.network import RNN
+from bptt.results import Trajectory
+
+_FLOAT64 = np.dtype(np.float64)
+
+_WINDOWS = 256  # by default, at least where there are so many steps
+_BATCHES = 32  # at most: of 10 to 30, more gain little (Schmeiser 1982)
+_FLOP = 2_000_000_000  # of one piece: some tens of milliseconds, after which Ctrl-C is heard
+_BYTES = 16 << 20  # of the Jacobians that are looked at together
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Lyapunov:
+    """Lyapunov exponents along a trajectory, made by `lyapunov_spectrum`. All are natural logarithms per step.
+
+    Attributes
+    ----------
+    exponents : array of shape (k,)
+        Mean growth rate of each direction, in the order of the QR: decreasing, where the run is long enough. -inf for a
+        direction that is dead.
+    standard_errors : array of shape (k,)
+        Of the exponents, by batch means: they allow for correlations in time, where these are short beside a
+        batch. nan where the exponent is -inf, or the run has fewer than two windows.
+    local : array of shape (windows, k)
+        The same mean over each window alone: finite-time (local) exponents.
+    history : array of shape (windows, k)
+        The same mean over all steps up to the end of each window: how the exponents have converged. The last row is
+        ``exponents``.
+    ends : integer array of shape (windows,)
+        Steps from the end of the warm-up to the end of each window.
+
+    Examples
+    --------
+    >>> import bptt
+    >>> import numpy as np
+    >>> spectrum = bptt.lyapunov_spectrum(jacobians=np.tile(np.diag([2.0, 0.5]), (100, 1, 1)))
+    >>> bool(abs(spectrum.exponents.sum()) < 1e-12)
+    True
+    """
+
+    exponents: Array
+    standard_errors: Array
+    local: Array
+    history: Array
+    ends: Array
+
+    def __repr__(self) -> str:
+        k, steps = len(self.exponents), int(self.ends[-1])
+        return f"Lyapunov(k={k}, steps={steps}, largest {self.exponents[0]:.4g} ± {self.standard_errors[0]:.1g})"
+
+
+def lyapunov_spectrum(
+    rnn: RNN | None = None,
+    trajectory: Trajectory | None = None,
+    *,
+    jacobians: npt.ArrayLike | None = None,
+    k: int | None = None,
+    warm_up: int = 0,
+    window: int | None = None,
+    rng: int | np.random.Generator | None = 0,
+    threads: int | None = None,
+) -> Lyapunov:
+    """Lyapunov exponents of a network along its inputs, or of a product of given Jacobians.
+
+    The mean over the steps of log diag R in J_L ... J_2 J_1 Q_0 = Q R (Benettin 1980), with J_t = ∂h_{t+1}/∂h_t =
+    W_R D_t, t = 1 .. T-1, the same in both forms. log sigma' enters as it is, computed from h in float64 also for
+    float32 networks, so that saturated units count for what they are. At every finite T the exponents of a whole
+    spectrum add up to log|det W_R| plus the mean of sum_i log sigma'(h_ti).
+
+    The largest exponent decides whether ∂h_t/∂h_k vanishes (< 0) or explodes (> 0) as t - k grows, and at which rate.
+
+    Parameters
+    ----------
+    rnn : RNN
+    trajectory : Trajectory
+        Of one sequence, T steps.
+    jacobians : array of shape (T, n, n), optional
+        Instead of a network and its trajectory: the step Jacobians of any other cell, finite; jacobians[t] is
+        ∂h_{t+1}/∂h_t, and all T count. What is below 4 n eps of its row cannot be told from 0 in them.
+    k : int, optional
+        How many exponents, 1 .. n: the first k cost about k/n of all. None: all n.
+    warm_up : int
+        Steps at the beginning in which the directions align and nothing is counted, 0 .. L-1 for L steps.
+    window : int, optional
+        Steps of each window of ``local`` and ``history``, at least 1; the last may be shorter. None: L / 256.
+    rng : int, numpy.random.Generator or None
+        For the random orthogonal Q_0.
+    threads : int, optional
+        As in `forward`.
+
+    Returns
+    -------
+    Lyapunov
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong kind.
+    ValueError
+        The trajectory is of a batch or has no step that counts, jacobians are not square or not finite, k, warm_up or
+        window is out of range.
+    FloatingPointError
+        A state of the trajectory is not finite.
+
+    Notes
+    -----
+    Within a window the product is kept triangular by elimination with the largest pivots, which leads to the same R as
+    a QR at every step (Rutishauser's Treppeniteration). Steps are taken together while the growth rates stay within
+    12 nats, so that the least is right to eps e^12. A direction is dead where a step maps it to zero, exactly (relu) or
+    within rounding (singular W_R); it is -inf from the window on in which it died.
+
+    Examples
+    --------
+    A linear network has the logarithms of its eigenvalues' moduli:
+
+    >>> import bptt
+    >>> import numpy as np
+    >>> rnn = bptt.RNN([[0.9, 1.0], [0.0, 0.5]], [[1.0], [1.0]], activation="identity")
+    >>> trajectory = bptt.forward(rnn, np.zeros((2000, 1)))
+    >>> spectrum = bptt.lyapunov_spectrum(rnn, trajectory, warm_up=1000)
+    >>> spectrum
+    Lyapunov(k=2, steps=999, largest -0.1054 ± 0)
+    >>> np.exp(spectrum.exponents).round(12)
+    array([0.9, 0.5])
+    """
+    steps: _Steps
+    if jacobians is None:
+        steps = _Network(rnn, trajectory)
+    elif rnn is not None or trajectory is not None:
+        raise TypeError("jacobians must be given alone, without rnn and trajectory")
+    else:
+        steps = _Jacobians(jacobians)
+    n, count = steps.n, steps.count
+    k = n if k is None else integer("k", k, 1)
+    if k > n:
+        raise ValueError(f"k must be in 1..n with n = {n}; got {k}")
+    warm_up = integer("warm_up", warm_up, 0)
+    if warm_up >= count:
+        raise ValueError(f"warm_up must leave a step that counts, of the {count} there are; got {warm_up}")
+    counted = count - warm_up
+    window = max(1, counted // _WINDOWS) if window is None else integer("window", window, 1)
+
+    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
+    Q = zero_rows(k, n)
+    Q[:, :n] = np.linalg.qr(np.random.default_rng(rng).standard_normal((n, k)))[0].T
+    piece = max(1, _FLOP // (3 * n * n * k))
+
+    def growth(begin: int, end: int) -> Array:
+        total, log_r = np.zeros(k), np.empty(k)
+        for first in range(begin, end, piece):
+            matrices, log_d = steps.between(first, min(first + piece, end))
+            kernel.grow(matrices, log_d, Q, log_r, team)
+            total += log_r
+        return total
+
+    growth(0, warm_up)
+    ends = np.append(np.arange(window, counted, window), counted)
+    lengths = np.diff(ends, prepend=0)
+    rates = np.array([growth(warm_up + end - length, warm_up + end) for end, length in zip(ends, lengths, strict=True)])
+    history = np.cumsum(rates, axis=0) / ends[:, None]
+    errors = _standard_errors(rates[lengths == window] / window)
+    return Lyapunov(history[-1], errors, rates / lengths[:, None], history, ends)
+
+
+def _standard_errors(local: Array) -> Array:
+    """Of the mean of equal windows, from means over batches of them (the windows left over are the first)."""
+    windows, k = local.shape
+    errors = np.full(k, np.nan)
+    if windows < 2:
+        return errors
+    batches = min(max(2, math.isqrt(windows)), _BATCHES)
+    size = windows // batches
+    alive = np.isfinite(local[-1])
+    means = local[windows - batches * size :, alive].reshape(batches, size, -1).mean(axis=1)
+    errors[alive] = means.std(axis=0, ddof=1) / math.sqrt(batches)
+    return errors
+
+
+class _Steps(Protocol):
+    n: int
+    count: int
+
+    def between(self, begin: int, end: int) -> tuple[Array, Array | None]:
+        """``matrices`` and ``log_d`` of `Kernel.grow` for steps begin .. end - 1, from 0."""
+        ...
+
+
+class _Network:
+    """W_R D_t for t = 1 .. T-1."""
+
+    def __init__(self, rnn: Any, trajectory: Any) -> None:
+        chain = network_chain(rnn, trajectory)
+        self.n, self.count = chain.n, max(0, chain.steps - 1)
+        if not self.count:
+            raise ValueError(f"trajectory must have T >= 2 steps; got T = {chain.steps}")
+        self._W = contiguous(rnn.W_R, _FLOAT64)
+        self._h = trajectory._h[1:, : self.n]
+        self._activation = ACTIVATIONS.index(rnn.activation)
+
+    def between(self, begin: int, end: int) -> tuple[Array, Array]:
+        h = self._h[begin:end].astype(np.float64)
+        if not np.isfinite(h).all():
+            t = begin + 1 + int(np.argmin(np.isfinite(h).all(axis=1)))
+            raise FloatingPointError(f"the trajectory is not finite from step t = {t} on")
+        log_d = np.empty_like(h)
+        _levels.kernel().activate(self._activation, h, None, None, log_d)
+        return self._W, log_d
+
+
+class _Jacobians:
+    """The step Jacobians of any cell."""
+
+    def __init__(self, jacobians: Any) -> None:
+        self._chain = JacobianChain(jacobians)
+        self.n, self.count = self._chain.n, self._chain.steps
+        if not self.count:
+            raise ValueError("jacobians must have shape (T, n, n) with T >= 1; got T = 0")
+        together = max(1, _BYTES // (8 * self.n**2))
+        for begin in range(0, self.count, together):
+            finite = np.isfinite(self.between(begin, min(begin + together, self.count))[0]).all(axis=(1, 2))
+            if not finite.all():
+                raise ValueError(self._chain.not_finite(begin + int(np.argmin(finite))))
+
+    def between(self, begin: int, end: int) -> tuple[Array, None]:
+        return self._chain.factors(begin, end).matrices, None
