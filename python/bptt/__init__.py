@@ -3,6 +3,7 @@
 from typing import Any
 
 from bptt._levels import info
+from bptt.certificates import Bound, Certificates, certificates
 from bptt.chain import chain_norms, contributions, per_step_gradients, product_chain
 from bptt.checking import CheckReport, check
 from bptt.checkpoints import MemoryPlan, memory_plan
@@ -16,6 +17,8 @@ from bptt.truncated import TruncatedRun, TruncationBias, truncated_value_and_gra
 
 __all__ = [
     "RNN",
+    "Bound",
+    "Certificates",
     "CheckReport",
     "Gradients",
     "Lyapunov",
@@ -25,6 +28,7 @@ __all__ = [
     "TruncatedRun",
     "TruncationBias",
     "backward",
+    "certificates",
     "chain_norms",
     "check",
     "contributions",
