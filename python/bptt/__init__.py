@@ -8,6 +8,7 @@ from bptt.chain import chain_norms, contributions, per_step_gradients, product_c
 from bptt.checking import CheckReport, check
 from bptt.checkpoints import MemoryPlan, memory_plan
 from bptt.exchange import from_torch
+from bptt.flow import Flow, gradient_flow
 from bptt.gradient import Gradients, Trajectory, backward, errors, forward, value_and_grad
 from bptt.jacobian import state_jacobian, state_jacobians
 from bptt.lyapunov import Lyapunov, lyapunov_spectrum
@@ -20,6 +21,7 @@ __all__ = [
     "Bound",
     "Certificates",
     "CheckReport",
+    "Flow",
     "Gradients",
     "Lyapunov",
     "MemoryPlan",
@@ -35,6 +37,7 @@ __all__ = [
     "errors",
     "forward",
     "from_torch",
+    "gradient_flow",
     "info",
     "lyapunov_spectrum",
     "memory_plan",

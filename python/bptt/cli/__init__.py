@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from bptt.cli.bench import bench
 from bptt.cli.demo import demo
 from bptt.cli.facts import check, info
+from bptt.cli.flow import flow
 from bptt.cli.models import sample, train
 
 
@@ -53,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sample, check, bench, info):
+for command in (demo, train, sample, check, bench, flow, info):
     app.command()(command)
 
 

@@ -1,0 +1,181 @@
+"""The figure of a `Flow`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bptt._kernel import Array
+from bptt.plotting import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from bptt.flow import Flow
+
+#: Decades of the heat map, below the largest contribution of each row.
+_DECADES = 6
+
+_LN10 = float(np.log(10.0))
+
+
+def draw(flow: Flow) -> Figure:
+    """Norms and bounds against the lag, contributions against t and lag, and the Lyapunov exponents: for a slide."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.03, hspace=0.06)
+    figure = Figure(figsize=(12.8, 7.2), dpi=150, layout=layout)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(1.2, 1))
+    figure.suptitle(_title(flow), x=0.02, ha="left", fontsize=19, fontweight="bold")
+    _norms(figure.add_subplot(grid[:, 0]), flow)
+    _contributions(figure.add_subplot(grid[0, 1]), flow)
+    _exponents(figure.add_subplot(grid[1, 1]), flow)
+    return figure
+
+
+def _title(flow: Flow) -> str:
+    last = flow.norms.shape[1] - 1
+    steps = f"more than {last}" if flow.horizon == last else f"{flow.horizon}"
+    return f"{flow.verdict.capitalize()}: the gradient reaches back {steps} step{'' if steps == '1' else 's'}"
+
+
+def _norms(axes: Axes, flow: Flow) -> None:
+    from bptt.flow import quantiles
+
+    lags = np.arange(flow.norms.shape[1])
+    middle, low, high = (_shown(curve) for curve in quantiles(flow.norms))
+    axes.fill_between(lags, low, high, color=COLORS[0], alpha=0.15, linewidth=0, label="range over $t$")
+    axes.plot(lags, middle, color=COLORS[0], linewidth=2.5, label=r"$\Vert\partial h_t/\partial h_k\Vert$, median")
+    seen = np.concatenate([low, high])
+    seen = seen[np.isfinite(seen)]
+    bottom, top = seen.min(), seen.max()
+    margin = max(0.5, 0.12 * (top - bottom))
+    bottom, top = bottom - margin, top + margin
+
+    rate = flow.exponents[0]
+    known = np.flatnonzero(np.isfinite(middle))
+    if np.isfinite(rate) and known.size:
+        at = known[len(known) // 2]
+        axes.plot(
+            lags,
+            middle[at] + rate / _LN10 * (lags - at),
+            color=COLORS[1],
+            linewidth=1.5,
+            linestyle=(0, (1, 1.5)),
+            label=rf"largest Lyapunov exponent, $\lambda_1 = {rate:.3f}$",
+        )
+    bounds = flow.certificates
+    for bound, color, label in (
+        (bounds.norm, "0.55", r"at most $\Vert W_R\Gamma\Vert^{\,lag}$"),
+        (bounds.scaled, COLORS[2], r"at most cond$(S)\,\Vert SW_R\Gamma S^{-1}\Vert^{\,lag}$"),
+        (bounds.expanding_scaled, COLORS[3], r"at least $\sigma_{\min}(SW_R\Delta S^{-1})^{\,lag}/$cond$(S)$"),
+    ):
+        curve = bound.log_at(lags) / _LN10
+        within = np.count_nonzero((curve > bottom) & (curve < top))
+        if within > len(lags) / 20 and not (bound is bounds.scaled and bound.scale is None):  # else it is the first
+            axes.plot(lags, curve, color=color, linewidth=1.8, linestyle=(0, (5, 2)), label=label)
+    axes.axvline(flow.horizon, color="0.3", linewidth=1)
+    left = flow.horizon > lags[-1] / 2
+    axes.annotate(
+        f"horizon {'>' if flow.horizon == lags[-1] else '='} {flow.horizon}",
+        (flow.horizon, 0),
+        (-5 if left else 5, 8),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        color="0.3",
+        fontsize=11,
+    )
+    axes.set_xlim(0, max(lags[-1], 1))
+    axes.set_ylim(bottom, top)
+    axes.yaxis.set_major_formatter(_power)
+    axes.yaxis.set_major_locator(_whole())
+    axes.set_xlabel("lag $t-k$", fontsize=12)
+    axes.set_title("How a change at step $k$ arrives at step $t$", loc="left", fontsize=12)
+    axes.legend(frameon=False, fontsize=10.5, loc="best")
+    _plain(axes)
+
+
+def _contributions(axes: Axes, flow: Flow) -> None:
+    terms = flow.contributions
+    with np.errstate(invalid="ignore"):
+        largest = np.max(np.where(np.isnan(terms), -np.inf, terms), axis=1, keepdims=True)
+        shares = np.where(np.isneginf(terms), -np.inf, (terms - largest) / _LN10)
+    bright = np.flatnonzero((shares > -_DECADES).any(axis=0))
+    shares = shares[:, : max(10, int(1.1 * bright.max(initial=0)) + 1)]
+    rows, lags = np.arange(len(shares) + 1), np.arange(shares.shape[1] + 1) - 0.5
+    image = axes.pcolormesh(
+        lags, rows, np.ma.masked_invalid(np.maximum(shares, -_DECADES)), cmap="magma", vmin=-_DECADES, vmax=0
+    )
+    axes.set_facecolor("0.93")
+    places, labels = _steps(flow)
+    axes.set_yticks(places, labels)
+    axes.set_ylabel(
+        "step $t$" if flow.sequences[0] == flow.sequences[-1] else "sequence, its steps upwards", fontsize=11
+    )
+    axes.set_xlabel("lag $t-k$", fontsize=11)
+    whose = r"\partial(w_tE_t)" if flow.of_error else r"\partial h_t"
+    axes.set_title(rf"What step $k$ contributes to ${whose}/\partial W_R$", loc="left", fontsize=12)
+    bar = axes.figure.colorbar(image, ax=axes, format=_power, pad=0.02)
+    bar.set_label("share of the largest", fontsize=10)
+    bar.outline.set_visible(False)
+    axes.tick_params(color="0.5")
+
+
+def _steps(flow: Flow) -> tuple[Array, list[str]]:
+    """Some places on the axis of rows, and what to write there."""
+    numbers = flow.stops
+    places = np.arange(len(numbers))
+    if flow.sequences[0] != flow.sequences[-1]:
+        places = np.flatnonzero(np.diff(flow.sequences, prepend=-1))
+        numbers = flow.sequences[places]
+    some = np.unique(np.linspace(0, len(places) - 1, min(6, len(places))).astype(int))
+    half = 0.5 if numbers is flow.stops else 0.0
+    return places[some] + half, [str(number) for number in numbers[some]]
+
+
+def _exponents(axes: Axes, flow: Flow) -> None:
+    numbers = np.arange(1, len(flow.exponents) + 1)
+    alive = np.isfinite(flow.exponents)
+    axes.axhline(0, color="0.3", linewidth=1)
+    for sign, color in ((flow.exponents <= 0, COLORS[0]), (flow.exponents > 0, COLORS[1])):
+        some = alive & sign
+        errors = np.nan_to_num(2 * flow.standard_errors[some])
+        axes.errorbar(
+            numbers[some], flow.exponents[some], errors, color=color, fmt="o", markersize=4, elinewidth=1.2, capsize=0
+        )
+    axes.set_xlim(0.2, max(numbers[alive].max(initial=1), 4) + 0.8)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.01), max(high, 0.01))
+    axes.xaxis.set_major_locator(_whole())
+    axes.set_xlabel("$i$", fontsize=11)
+    axes.set_ylabel(r"$\lambda_i$ per step", fontsize=11)
+    dead = f"; {np.count_nonzero(~alive)} of {len(alive)} are $-\\infty$" if not alive.all() else ""
+    axes.set_title(f"Lyapunov exponents ± 2 standard errors{dead}", loc="left", fontsize=12)
+    _plain(axes)
+
+
+def _shown(logs: Array) -> Array:
+    """Decades; nan, where a line ends, for an exact zero."""
+    return np.where(np.isfinite(logs), logs, np.nan) / _LN10
+
+
+def _whole() -> MaxNLocator:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True)
+
+
+def _power(value: float, position: Any = None) -> str:
+    return f"$10^{{{value:g}}}$" if value == round(value) else f"{10**value:.2g}"
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(color="0.5")

@@ -1,0 +1,254 @@
+"""gradient_flow: its numbers are those of what it is made of, its verdict is right where the answer is known."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+
+import bptt
+import support
+from bptt import flow as flow_module
+
+
+def problem(n=8, T=120, *, seed=0, **choices):
+    rng = np.random.default_rng(seed)
+    rnn = support.network(n, 3, 4, seed=seed, **choices)
+    return rnn, rng.standard_normal((T, 3)), support.targets(rng, rnn, (T,))
+
+
+# What it is made of ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("form", support.STATES)
+def test_one_sequence(form):
+    rnn, x, y = problem(form=form)
+    initial = np.linspace(-1, 1, 8)
+    weights = np.linspace(0.1, 2, 120)
+    flow = bptt.gradient_flow(rnn, x, y, initial=initial, weights=weights, stops=[120, 50], max_lag=40, k=3)
+    run = bptt.forward(rnn, x, initial)
+    assert flow.stops.tolist() == [50, 120]
+    assert flow.sequences.tolist() == [0, 0]
+    np.testing.assert_array_equal(flow.norms, bptt.chain_norms(rnn, run, stops=[50, 120], max_lag=40))
+    wanted = bptt.contributions(rnn, run, y, weights=weights, stops=[50, 120], max_lag=40)
+    np.testing.assert_array_equal(flow.contributions, wanted)
+    spectrum = bptt.lyapunov_spectrum(rnn, run, k=3, warm_up=11)
+    np.testing.assert_array_equal(flow.exponents, spectrum.exponents)
+    np.testing.assert_array_equal(flow.standard_errors, spectrum.standard_errors)
+    bounds = bptt.certificates(rnn, run)
+    assert flow.certificates.scaled.rate == pytest.approx(bounds.scaled.rate, rel=1e-12)
+    np.testing.assert_array_equal(flow.certificates.most, bounds.most)
+
+
+@pytest.mark.parametrize("output", ["softmax", "linear"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_batch_pools_its_sequences(output, last):
+    rng = np.random.default_rng(1)
+    rnn = support.network(7, 3, 4, output=output)
+    lengths = np.array([60, 2, 90, 33, 0])
+    x, y = rng.standard_normal((90, 5, 3)), support.targets(rng, rnn, (5,) if last else (90, 5))
+    initial, weights = rng.standard_normal((5, 7)), rng.random((90, 5))
+    flow = bptt.gradient_flow(rnn, x, y, initial=initial, weights=weights, lengths=lengths, max_lag=20, k=2)
+    assert set(flow.sequences) == {0, 2, 3}  # the others have no three steps
+    spectra, slopes = [], []
+    for b in (0, 2, 3):
+        T, rows = lengths[b], flow.sequences == b
+        stops = flow.stops[rows]
+        assert stops[-1] == T and stops[0] >= 1 and len(stops) >= 8
+        alone = bptt.forward(rnn, x[:T, b], initial[b])
+        np.testing.assert_array_equal(flow.norms[rows], bptt.chain_norms(rnn, alone, stops=stops, max_lag=20))
+        y_b = y[b] if last else y[:T, b]
+        wanted = bptt.contributions(rnn, alone, y_b, weights=weights[:T, b], stops=stops, max_lag=20)
+        np.testing.assert_allclose(flow.contributions[rows], wanted, rtol=1e-12)
+        spectra.append(bptt.lyapunov_spectrum(rnn, alone, k=2, warm_up=(T - 1) // 10))
+        slopes.append(bptt.certificates(rnn, alone))
+    counted = np.array([spectrum.ends[-1] for spectrum in spectra])
+    share = counted / counted.sum()
+    np.testing.assert_allclose(flow.exponents, share @ [spectrum.exponents for spectrum in spectra])
+    wanted = np.sqrt(share**2 @ [spectrum.standard_errors**2 for spectrum in spectra])
+    np.testing.assert_allclose(flow.standard_errors, wanted)
+    np.testing.assert_array_equal(flow.certificates.most, np.max([c.most for c in slopes], axis=0))
+    np.testing.assert_array_equal(flow.certificates.least, np.min([c.least for c in slopes], axis=0))
+
+
+def test_without_targets_the_contributions_are_those_to_the_state():
+    rnn, x, _ = problem()
+    rnn = rnn.replace(W_O=None, b_O=None)
+    flow = bptt.gradient_flow(rnn, x, stops=[30], max_lag=29)
+    run = bptt.forward(rnn, x)
+    with np.errstate(divide="ignore"):
+        a = np.log(np.linalg.norm(run.activations, axis=1))
+    np.testing.assert_allclose(flow.contributions[0], flow.norms[0] + a[29::-1])
+    assert not flow.of_error
+
+
+def test_tokens_and_float32():
+    rng = np.random.default_rng(0)
+    rnn = support.network(9, 5, 5, dtype="float32")
+    x, y = rng.integers(5, size=(2, 60))
+    flow = bptt.gradient_flow(rnn, x, y)
+    wanted = bptt.chain_norms(rnn, bptt.forward(rnn, x), stops=flow.stops, max_lag=59)
+    np.testing.assert_array_equal(flow.norms, wanted)
+
+
+# Verdicts where the answer is known -----------------------------------------------------------------------------------
+
+
+def linear(W, T=300):
+    """A linear network, whose chain is a power of W, and inputs that keep its state of order one."""
+    n = len(W)
+    return bptt.RNN(W, np.eye(n), activation="identity"), np.random.default_rng(0).standard_normal((T, n))
+
+
+ROTATION = np.linalg.qr(np.random.default_rng(3).standard_normal((6, 6)))[0]
+
+
+@pytest.mark.parametrize(
+    ("W", "verdict", "rate", "proved"),
+    [
+        (0.9 * ROTATION, "vanishing", np.log(0.9), "vanishing"),
+        (1.01 * ROTATION, "exploding", np.log(1.01), "exploding"),
+        (ROTATION, "marginal", 0.0, None),
+        (np.exp(1e-3) * ROTATION, "marginal", 1e-3, "exploding"),  # a factor e only after 1000 lags
+        (np.diag(np.full(5, 2.0), 1) + 0.7 * np.eye(6), "transient growth, then decay", np.log(0.7), "vanishing"),
+        (np.zeros((6, 6)), "vanishing", -np.inf, "vanishing"),
+    ],
+)
+def test_verdicts(W, verdict, rate, proved):
+    rnn, x = linear(W)
+    flow = bptt.gradient_flow(rnn, x)
+    assert flow.verdict == verdict
+    # triangular W have powers of the lag beside their rate
+    assert flow.exponents[0] == pytest.approx(rate, abs=1e-10 if verdict[0] != "t" else 0.05)
+    assert (flow.certificates.vanishes, flow.certificates.explodes) == (proved == "vanishing", proved == "exploding")
+    assert f"{proved} is proved" in str(flow) if proved else "is proved" not in str(flow)
+
+
+def test_the_horizon_of_a_geometric_decay():
+    # contributions to h_t: 0.9^lag times |a_{k-1}| = 1: more than 1 % up to lag 43
+    rnn = bptt.RNN([[0.9]], [[1.0]], activation="identity")
+    x = np.full((300, 1), 0.1)
+    flow = bptt.gradient_flow(rnn, x, initial=[1.0])
+    assert flow.horizon == 43
+    assert bptt.gradient_flow(rnn, x, initial=[1.0], fraction=0.5).horizon == 6
+    assert bptt.gradient_flow(rnn, x, initial=[1.0], max_lag=20).horizon == 20
+    assert "Horizon           beyond the 20 lags" in str(bptt.gradient_flow(rnn, x, initial=[1.0], max_lag=20))
+
+
+def test_error_without_weight_and_dead_units_are_no_numbers_and_no_warnings():
+    rnn, x, y = problem(activation="relu")
+    flow = bptt.gradient_flow(rnn, x, y, weights=np.zeros(120))
+    assert np.isneginf(flow.contributions[~np.isnan(flow.contributions)]).all()
+    assert flow.horizon == 0
+    dead = bptt.gradient_flow(rnn.replace(b_R=np.full(8, -100.0)), x, y)
+    assert np.isneginf(dead.exponents).all()
+    assert dead.verdict == "vanishing"
+    assert "all directions die" in str(dead)
+    for each in (flow, dead):
+        each.plot().savefig(io.BytesIO(), dpi=30)
+
+
+# What people see ------------------------------------------------------------------------------------------------------
+
+
+def test_the_table():
+    rnn, x, y = problem(20, activation="tanh")
+    flow = bptt.gradient_flow(rnn, x, y)
+    text = str(flow)
+    assert f"Verdict           {flow.verdict}" in text
+    assert re.search(rf"Horizon           {flow.horizon} steps", text)
+    rows = re.findall(r"^ +(\d+) +(\S+) +(\S+) +(\S+) +(\S+)$", text, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == [0, 1, 2, 5, 10, 20, 50, 100, 119]
+    for lag, middle, low, high, _ in rows:
+        column = np.exp(flow.norms[:, int(lag)])
+        column = np.sort(column[~np.isnan(column)])
+        for shown, number in ((middle, column[(len(column) - 1) // 2]), (low, column[0]), (high, column[-1])):
+            assert float(shown) == pytest.approx(number, rel=0.06)
+    assert repr(flow) == f"Flow({flow.verdict}, horizon={flow.horizon}, largest exponent {flow.exponents[0]:.4g})"
+
+
+@pytest.mark.parametrize(
+    ("log", "text"),
+    [
+        (0.0, "1.0e+00"),
+        (np.log(9.96), "1.0e+01"),
+        (-1e6 * np.log(10), "1.0e-1000000"),
+        (np.log(3.4e-12), "3.4e-12"),
+        (-np.inf, "0"),
+        (np.nan, "nan"),
+    ],
+)
+def test_numbers_beyond_float64_are_written(log, text):
+    assert flow_module.scientific(log) == text
+
+
+def test_the_figure(tmp_path):
+    rnn, x, y = problem(20)
+    flow = bptt.gradient_flow(rnn, x, y)
+    figure = flow.plot()
+    norms, map_, bar, exponents = figure.axes
+    median = norms.lines[0]
+    np.testing.assert_allclose(median.get_ydata(), np.array(flow_module.median(flow.norms)) / np.log(10))
+    assert figure.get_suptitle() == f"{flow.verdict.capitalize()}: the gradient reaches back {flow.horizon} steps"
+    shares = map_.collections[0].get_array()
+    assert shares.shape[0] == len(flow.stops)
+    assert shares.max() == 0  # the largest of each row
+    assert sum(len(points.lines[0].get_xdata()) for points in exponents.containers) == 20
+    assert bar.get_ylabel() == "share of the largest"
+    figure.savefig(tmp_path / "flow.png")
+    assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_all_kinds_are_drawn():
+    rng = np.random.default_rng(0)
+    for B, gain in ((1, 0.5), (3, 3.0)):
+        rnn = bptt.RNN.random(3, 6, None, gain=gain, init="normal")
+        bptt.gradient_flow(rnn, rng.standard_normal((40, B, 3))).plot().savefig(io.BytesIO(), dpi=30)
+    rnn, x = linear(ROTATION, 12)
+    bptt.gradient_flow(rnn, x, max_lag=1).plot().savefig(io.BytesIO(), dpi=30)
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+RNN = support.network()
+X, Y = np.zeros((10, 3)), np.zeros(10, int)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "error", "message"),
+    [
+        ((3, X), {}, TypeError, "rnn must be a bptt.RNN; got int"),
+        ((RNN.replace(W_O=None, b_O=None), X, Y), {}, ValueError, "rnn must have a readout W_O to have errors"),
+        ((RNN, X[:, :2]), {}, ValueError, "x must have shape (T, B, p) or (T, p) with p = 3; got (10, 2)"),
+        ((RNN, X[:2]), {}, ValueError, "x must have a sequence of at least 3 steps; the longest has 2"),
+        ((RNN, X, Y[:9]), {}, ValueError, "y must have shape (T,) with T = 10"),
+        ((RNN, X, Y + 4), {}, ValueError, "y must be in 0..m-1 with m = 4; got 4"),
+        ((RNN, X, Y), {"loss": lambda o, y: (o, y)}, TypeError, "loss must be the name of an error"),
+        ((RNN, X), {"stops": [11]}, ValueError, "stops must be steps in 0..T with T = 10"),
+        ((RNN, X), {"stops": [0, 5]}, ValueError, "steps in 1..T with T = 10, not all of them 1; got [0, 5]"),
+        ((RNN, X), {"stops": [1, 1]}, ValueError, "not all of them 1; got [1, 1]"),
+        ((RNN, X), {"stops": []}, ValueError, "not all of them 1; got []"),
+        ((RNN, X), {"max_lag": 0}, ValueError, "max_lag must be an integer >= 1; got 0"),
+        ((RNN, X), {"k": 7}, ValueError, "k must be in 1..n with n = 6; got 7"),
+        ((RNN, X), {"fraction": 1.0}, ValueError, "fraction must lie between 0 and 1; got 1.0"),
+        ((RNN, X), {"fraction": "a"}, TypeError, "fraction must be a number; got str"),
+        ((RNN, X), {"cond_limit": 0}, ValueError, "cond_limit must be >= 1; got 0"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments, changes, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        bptt.gradient_flow(*arguments, **changes)
+
+
+def test_what_is_wrong_in_a_batch_is_named_by_its_sequence():
+    y = np.zeros((10, 3), int)
+    y[4, 2] = 9
+    with pytest.raises(ValueError, match=re.escape("got 9 at step t = 5 of sequence b = 2")):
+        bptt.gradient_flow(RNN, np.zeros((10, 3, 3)), y)
+
+
+def test_states_that_are_not_finite_are_named():
+    rnn = bptt.RNN([[1e200]], [[1.0]], activation="relu")
+    with pytest.raises(FloatingPointError, match="t = 3"):
+        bptt.gradient_flow(rnn, np.ones((10, 1)))

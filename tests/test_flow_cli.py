@@ -1,0 +1,85 @@
+"""`bptt flow`."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import bptt
+from bptt.character_model import CharacterModel
+from bptt.cli import app
+from bptt.text import Vocabulary
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["flow", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model of characters, and its text beside it."""
+    (tmp_path / "fox.txt").write_text(TEXT)
+    path = tmp_path / "fox.safetensors"
+    CharacterModel.random(Vocabulary.of(TEXT), 12).save(path)
+    return path
+
+
+def test_a_model_and_a_text(model, tmp_path):
+    text, figure = tmp_path / "fox.txt", tmp_path / "flow.png"
+    printed = run(model, "--text", text, "--steps", 300, "--max-lag", 50, "--figure", figure).stdout
+    tokens = CharacterModel.load(model).vocabulary.encode(TEXT[:301])
+    flow = bptt.gradient_flow(bptt.RNN.load(model), tokens[:-1], tokens[1:], max_lag=50)
+    assert printed == f"{flow}\n\nWrote the figure {figure}\n"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+    facts = json.loads(run(model, "--text", text, "--steps", 300, "--max-lag", 50, "--json").stdout)
+    assert facts["verdict"] == flow.verdict
+    assert facts["horizon"] == flow.horizon
+    assert facts["figure"] is None
+    np.testing.assert_allclose(facts["exponents"], flow.exponents)
+    assert len(facts["log_norms"]["median"]) == 51
+    assert facts["bounds"]["norm"] == {"rate": flow.certificates.norm.rate, "constant": 1.0}
+    assert set(facts["bounds"]) == {"norm", "absolute", "scaled", "expanding", "expanding_scaled"}
+
+
+@pytest.mark.parametrize("targets", [None, "all", "last"])
+def test_a_model_and_arrays(tmp_path, targets):
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(3, 8, 4)
+    rnn.save(tmp_path / "m.safetensors")
+    x, y = rng.standard_normal((60, 2, 3)), rng.integers(4, size=(60, 2))
+    arrays = {"x": x, "lengths": [60, 25], "initial": rng.standard_normal((2, 8))}
+    if targets:
+        arrays["y"] = y if targets == "all" else y[-1]
+    np.savez(tmp_path / "a.npz", **arrays)
+    facts = json.loads(run(tmp_path / "m.safetensors", "--npz", tmp_path / "a.npz", "--steps", 40, "--json").stdout)
+    cut = {name: array[:40] for name, array in arrays.items() if len(array) == 60}
+    flow = bptt.gradient_flow(rnn, **{**arrays, **cut, "lengths": [40, 25]})
+    assert facts["horizon"] == flow.horizon
+    np.testing.assert_allclose(facts["exponents"], flow.exponents)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give the model one input: --text FILE or --npz FILE"),
+        (("--text", "fox.txt", "--npz", "a.npz"), "give the model one input"),
+        (("--text", "none.txt"), "none.txt: No such file or directory"),
+        (("--npz", "fox.txt"), "fox.txt is no .npz file"),
+        (("--npz", "y.npz"), "y.npz must hold an array x; it holds y"),
+        (("--text", "fox.txt", "--figure", "none/flow.png"), "none: cannot write here"),
+    ],
+)
+def test_wrong_usage_is_one_line(model, monkeypatch, arguments, message):
+    monkeypatch.chdir(model.parent)
+    np.savez("y.npz", y=np.zeros(3))
+    result = run(model.name, *arguments, code=2)
+    assert result.stdout == ""
+    assert re.fullmatch(r"bptt: [^\n]+\n", result.stderr)
+    assert message in result.stderr
