@@ -45,6 +45,7 @@ __all__ = [
     "product_chain",
     "state_jacobian",
     "state_jacobians",
+    "theorems",
     "truncated_value_and_grad",
     "truncation_bias",
     "value_and_grad",
@@ -56,4 +57,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("bptt")
+    if name == "theorems":  # rarely wanted, so imported when it is
+        from importlib import import_module
+
+        return import_module("bptt.theorems")
     raise AttributeError(f"module 'bptt' has no attribute {name!r}")

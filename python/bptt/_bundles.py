@@ -78,6 +78,10 @@ class Stops:
             )
         return np.full((len(self), self.lags), np.nan)
 
+    def sort(self, rows: Array) -> Array:
+        """What belongs to the stops given, in the order in which the kernel meets them."""
+        return rows if self._order is None else np.asarray(rows[self._order])
+
     def given(self, result: Array) -> Array:
         """The rows of a result in the order in which the stops were given."""
         if self._order is None:

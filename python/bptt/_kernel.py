@@ -6,8 +6,9 @@ segment needs comes in as arrays, what it makes goes out through arrays that the
 Columns
 -------
 The sequences of a batch are sorted by length, longest first, and what belongs to step ``t`` is stored for the sequences
-that reach it: a block of ``B_t`` rows, one *column* (t, b) of the mathematics each; blocks follow one another in time. A batch of equal
-lengths is therefore a plain ``(T * B, …)`` array, and the cost of a ragged one follows the sum of its lengths.
+that reach it: a block of ``B_t`` rows, one *column* (t, b) of the mathematics each; blocks follow one another in time.
+A batch of equal lengths is therefore a plain ``(T * B, ...)`` array, and the cost of a ragged one follows the sum of
+its lengths.
 
 Dimension letters
 -----------------
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
@@ -65,7 +65,7 @@ class Sums(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """The factors M_k of a chain, k = first .. first + L - 1: W diag(d_k 2**e_k), or where d is None a matrix for each."""
+    """The factors M_k of a chain, k = first .. first + L - 1: W diag(d_k 2**e_k); without d, a matrix for each."""
 
     matrices: Array  # (n, n), or (L, n, n); float64 like all of a chain
     d: Array | None  # (L, ld): at least 2**-512, or 0, or with an exponent
@@ -74,7 +74,7 @@ class Factors(NamedTuple):
 
 
 class Bundles(NamedTuple):
-    """Rows that move through a chain, v P(k,t) = v P(k+1,t) M_k: S bundles of as many rows, n of a matrix or 1 of a vector.
+    """Rows that move through a chain, v P(k,t) = v P(k+1,t) M_k: S bundles of n rows (a matrix) or 1 (a vector).
 
     Each row has a binary exponent, and a sum of squares from 2**-128 to 2**128, or 0.
     """
@@ -97,7 +97,7 @@ class Kernel(Protocol):
         h: Array | None,  # (C, ld): pre-activations (written)
         threads: int,
     ) -> int:
-        """States of one segment. Returns the first column with a state (a, or h where stored) that is not finite, or -1."""
+        """States of one segment. Returns the first column where one (a, or h where stored) is not finite, or -1."""
         ...
 
     def outputs(
@@ -138,14 +138,15 @@ class Kernel(Protocol):
         d_outputs: Array | None,  # (C, m): dE/do_t, used where loss is -1
         d_states: Array | None,  # (C, n): dE/d(the form's own state at t), added to what the network itself gives
         carry: Array,  # (B, ld): for the counts[L+1] columns that go on after t1, dE/da_t1;
-        #                for the others dE/d(their final state, the form's own). The first counts[1] rows become dE/da_t0
+        #                for the others dE/d(their final state, the form's own).
+        #                The first counts[1] rows become dE/da_t0
         errors: Array | None,  # float64 (C,) (written): w_t E_t, where loss is not -1
         sums: Sums,  # added to
         d_x: Array | None,  # (C, p) (written): dE/dx_t
         delta: Array | None,  # (C, ld) (written): delta_t = dE/dh_t
         threads: int,
     ) -> int:
-        """Gradient of one segment. Returns the last column (the first met, going back) whose delta is not finite, or -1."""
+        """Gradient of one segment. Returns the last column, the first on the way back, with a delta not finite, or -1."""
         ...
 
     def activate(

@@ -28,7 +28,7 @@ _FLOAT64 = np.dtype(np.float64)
 
 #: Floating-point operations of one piece of steps: some tens of milliseconds, between which Ctrl-C is heard.
 _FLOP = 2_000_000_000
-_BLOCK = 64  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
+_BLOCK = 96  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
 
 
 def state_jacobian(

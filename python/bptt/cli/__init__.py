@@ -17,6 +17,7 @@ from bptt.cli.demo import demo
 from bptt.cli.facts import check, info
 from bptt.cli.flow import flow
 from bptt.cli.models import sample, train
+from bptt.cli.theorems import theorems
 
 
 class _Commands(TyperGroup):
@@ -54,7 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sample, check, bench, flow, info):
+for command in (demo, train, sample, check, bench, flow, info, theorems):
     app.command()(command)
 
 
