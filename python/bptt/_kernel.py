@@ -146,7 +146,7 @@ class Kernel(Protocol):
         delta: Array | None,  # (C, ld) (written): delta_t = dE/dh_t
         threads: int,
     ) -> int:
-        """Gradient of one segment. Returns the last column, the first on the way back, with a delta not finite, or -1."""
+        """Gradient of one segment. Returns the last column (first on the way back) whose delta is not finite, or -1."""
         ...
 
     def activate(
