@@ -580,6 +580,6 @@ def test_wrong_use_of_the_command(tmp_path):
         ((tmp_path / "model.safetensors", "--text", tmp_path / "text.txt"), "no model of characters"),
         ((tmp_path / "model.safetensors", "--text", "a", "--npz", "b"), "choose one"),
         ((tmp_path / "model.safetensors", "--npz", tmp_path / "text.txt"), "is no .npz file"),
-        ((tmp_path / "model.safetensors", "--npz", tmp_path / "x.npz"), "it lacks y"),
+        ((tmp_path / "model.safetensors", "--npz", tmp_path / "x.npz"), "must hold an array y; it holds x"),
     ):
         assert message in run(*arguments, code=2)

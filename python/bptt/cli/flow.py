@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
+from bptt.cli.inputs import of_arrays, of_text
 from bptt.cli.terminal import Json, print_json, require_writable
 
 if TYPE_CHECKING:
     from bptt.flow import Flow
-    from bptt.network import RNN
 
 #: Arrays of a file that `gradient_flow` takes by name.
 OPTIONAL = ("y", "weights", "lengths", "initial")
@@ -33,12 +31,19 @@ def flow(
 ) -> None:
     """Whether a model's gradient vanishes or explodes on its inputs, how fast, and how far back it reaches."""
     import bptt
+    from bptt.character_model import CharacterModel
+    from bptt.text import read_text
 
     if (text is None) == (npz is None):
         raise ValueError("give the model one input: --text FILE or --npz FILE")
     if figure is not None:
         require_writable(figure.parent)
-    rnn, arrays = _of_text(model, text, steps) if text else _of_arrays(model, npz, steps)
+    if text is not None:
+        characters = CharacterModel.load(model)
+        rnn, arrays = characters.rnn, of_text(read_text(text), characters.vocabulary, steps)
+    else:
+        assert npz is not None
+        rnn, arrays = bptt.RNN.load(model), of_arrays(npz, ("x",), OPTIONAL, steps)
     result = bptt.gradient_flow(rnn, **arrays, max_lag=max_lag)
     if json:
         print_json({"model": model, "input": text or npz, "figure": figure, **facts(result)})
@@ -72,30 +77,3 @@ def facts(flow: Flow) -> dict[str, Any]:
             if isinstance(bound, dict)
         },
     }
-
-
-def _of_text(model: Path, text: Path, steps: int) -> tuple[RNN, dict[str, Any]]:
-    from bptt.character_model import CharacterModel
-    from bptt.text import read_text
-
-    characters = CharacterModel.load(model)
-    tokens = characters.vocabulary.encode(read_text(text)[: steps + 1])
-    return characters.rnn, {"x": tokens[:-1], "y": tokens[1:]}
-
-
-def _of_arrays(model: Path, npz: Path | None, steps: int) -> tuple[RNN, dict[str, Any]]:
-    import bptt
-
-    assert npz is not None
-    rnn = bptt.RNN.load(model)
-    with npz.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"{npz} is no .npz file")
-        arrays = dict(np.load(file))
-    if "x" not in arrays:
-        raise ValueError(f"{npz} must hold an array x; it holds {', '.join(sorted(arrays)) or 'nothing'}")
-    T = len(arrays["x"])
-    cut = {name: arrays[name][:steps] for name in ("x", "y", "weights") if name in arrays and len(arrays[name]) == T}
-    if "lengths" in arrays:
-        cut["lengths"] = np.minimum(arrays["lengths"], steps)
-    return rnn, {**{name: arrays[name] for name in OPTIONAL if name in arrays}, **cut}

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bptt._kernel import Array
 from bptt.text import Vocabulary
 
 
@@ -18,7 +17,7 @@ def of_text(text: str, vocabulary: Vocabulary, steps: int) -> dict[str, Any]:
     return {"x": tokens[:-1], "y": tokens[1:]}
 
 
-def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], steps: int) -> dict[str, Array]:
+def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], steps: int) -> dict[str, Any]:
     """The arrays of these names in an .npz file, as far as the first steps of x go.
 
     Raises
@@ -31,10 +30,11 @@ def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], st
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is no .npz file")
-        with np.load(file) as held:
-            arrays = {name: held[name] for name in (*needed, *optional) if name in held.files}
-    if missing := [name for name in needed if name not in arrays]:
-        raise ValueError(f"{path} must hold the arrays {', '.join(needed)}; it lacks {', '.join(missing)}")
+        held = dict(np.load(file))
+    for name in needed:
+        if name not in held:
+            raise ValueError(f"{path} must hold an array {name}; it holds {', '.join(sorted(held)) or 'nothing'}")
+    arrays = {name: held[name] for name in (*needed, *optional) if name in held}
     T = np.shape(arrays["x"])[:1]
     for name in ("x", "y", "weights"):  # a y without time is a target of the last step
         if name in arrays and arrays[name].shape[:1] == T:
