@@ -11,16 +11,15 @@ import numpy.typing as npt
 
 from bptt import _arguments
 from bptt._arguments import Extent
-from bptt._bundles import Stops
 from bptt._columns import Columns
 from bptt._factors import NetworkChain
 from bptt._kernel import Array
 from bptt._memory import aligned
-from bptt._validate import integer, number
+from bptt._survey import Options, Survey
+from bptt._validate import numbers, shape
 from bptt.certificates import Certificates, bounds, cond_limit_of, slope_range
-from bptt.chain import chain_norms, contributions
+from bptt.chain import contributions
 from bptt.gradient import errors, forward
-from bptt.lyapunov import Lyapunov, lyapunov_spectrum
 from bptt.network import RNN
 from bptt.results import Trajectory
 from bptt.scaled import log_norms
@@ -29,15 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Verdict = Literal["vanishing", "exploding", "marginal", "transient growth, then decay"]
-
-#: By default: the largest lag; the stops of all sequences together, the fewest and most of each, and the
-#: multiply-adds they may cost; the exponents.
-_MAX_LAG = 200
-_STOPS, _STOPS_OF_EACH, _MULTIPLY_ADDS = 256, (8, 64), 1e11
-_EXPONENTS = 64
-
-#: Of the steps of a sequence, those in which the directions of its Lyapunov exponents align.
-_WARM_UP = 0.1
 
 _LN10 = float(np.log(10.0))
 
@@ -53,16 +43,17 @@ class Flow:
     norms : array of shape (R, max_lag + 1)
         log ‖P(k,t)‖_2, P(k,t) = ∂h_t/∂h_k: `chain_norms`.
     contributions : array of shape (R, max_lag + 1)
-        Log norm of the contribution of step k to ∂(w_t E_t)/∂W_R: `contributions`; or, without targets, to ∂h_t/∂W_R:
-        ‖P(k,t)‖_2 ‖a_{k-1}‖_2.
+        Log norm of the contribution of step k to ∂(w_t E_t)/∂W_R: `contributions`; or, without an error, to ∂h_t/∂W_R:
+        ‖P(k,t)‖_2 ‖a_{k-1}‖_2. Of a cell known by its Jacobians, ‖g_t P(k,t)‖_2 with g_t = ∂E/∂h_t, the direct part; or
+        ``norms``.
     of_error : bool
         Which of the two.
     stops, sequences : integer array of shape (R,)
         t and b of each row.
     exponents, standard_errors : array of shape (k,)
         Lyapunov exponents per step, from the largest on: the means over the sequences, by their steps.
-    certificates : Certificates
-        For all inputs along which the slopes stay in the range seen here.
+    certificates : Certificates or None
+        For all inputs along which the slopes stay in the range seen here. None of a cell known by its Jacobians.
     fraction : float
         Of the largest contribution, at which the horizon lies.
     verdict : str
@@ -85,7 +76,7 @@ class Flow:
     sequences: Array
     exponents: Array
     standard_errors: Array
-    certificates: Certificates
+    certificates: Certificates | None
     fraction: float
 
     @property
@@ -118,7 +109,8 @@ class Flow:
         return f"Flow({self.verdict}, horizon={self.horizon}, largest exponent {self.exponents[0]:.4g})"
 
     def __str__(self) -> str:
-        return "\n\n".join((self._summary(), self._table(), self._exponents(), self._bounds()))
+        parts = [self._summary(), self._table(), self._exponents()]
+        return "\n\n".join(parts if self.certificates is None else [*parts, _bounds(self.certificates)])
 
     @property
     def _max_lag(self) -> int:
@@ -163,30 +155,14 @@ class Flow:
         numbers = "  ".join(f"{rate:+.4f} ± {error:.4f}" if np.isfinite(rate) else "-inf" for rate, error in pairs)
         return f"Lyapunov exponents (the largest {shown} of {len(self.exponents)} computed)\n  {numbers}"
 
-    def _bounds(self) -> str:
-        c = self.certificates
-        proved = ": vanishing is proved" if c.vanishes else ": exploding is proved" if c.explodes else ""
-        lines = [f"Bounds for all inputs with slopes in the range seen, Δ <= |σ'| <= Γ{proved}"]
-        for name, sign, bound in (
-            ("‖W_R Γ‖", "<=", c.norm),
-            ("ρ(|W_R| Γ)", "<=", c.absolute),
-            ("‖S W_R Γ S⁻¹‖", "<=", c.scaled),
-            ("σ_min(W_R Δ)", ">=", c.expanding),
-            ("σ_min(S W_R Δ S⁻¹)", ">=", c.expanding_scaled),
-        ):
-            if np.isinf(bound.constant):
-                power = f"C(r) · r^lag for every r > {bound.rate:.4g}"
-            else:
-                power = f"{bound.constant:.3g} · {bound.rate:.4g}^lag"
-            lines.append(f"  {name:19} ‖∂h_t/∂h_k‖ {sign} {power}")
-        return "\n".join(lines)
-
 
 def gradient_flow(
-    rnn: RNN,
-    x: npt.ArrayLike,
+    rnn: RNN | None = None,
+    x: npt.ArrayLike | None = None,
     y: npt.ArrayLike | None = None,
     *,
+    jacobians: npt.ArrayLike | list[Array] | None = None,
+    d_states: npt.ArrayLike | list[Array] | None = None,
     initial: npt.ArrayLike | None = None,
     lengths: npt.ArrayLike | None = None,
     loss: str | None = None,
@@ -207,7 +183,13 @@ def gradient_flow(
         As in `forward`: one sequence, or a batch of them whose results are pooled. Sequences of fewer than 3 steps are
         left out.
     y, loss, weights : optional
-        As in `errors`. Without y, the contributions are those to the state's gradient instead of the error's.
+        As in `errors`. Without an error, the contributions are those to the state's gradient instead of the error's.
+    jacobians : array of shape (T, n, n), or list of such, optional
+        In place of a network and its inputs: the step Jacobians of any other cell, as in `chain_norms`, of one sequence
+        or of several.
+    d_states : array of shape (T, B, n), optional
+        In place of y: the direct derivatives of any error by the states, as in `backward`. With jacobians, of shape
+        (T, n), or a list of such.
     stops : integer array, optional
         The steps t that are looked at, 1 .. T, as in `chain_norms`; in a shorter sequence those it has. None: 8 to 64
         of each sequence, evenly spaced, its last among them.
@@ -229,7 +211,7 @@ def gradient_flow(
     Raises
     ------
     TypeError, ValueError
-        As in `forward`, `errors`, `chain_norms` and `certificates`; no sequence has 3 steps.
+        As in `forward`, `errors`, `chain_norms` and `certificates`; no sequence has 3 steps; d_states are not finite.
     FloatingPointError
         A state is not finite.
 
@@ -243,17 +225,20 @@ def gradient_flow(
     >>> flow.verdict, flow.certificates.vanishes, 5 < flow.horizon < 20
     ('vanishing', True, True)
     """
+    if jacobians is not None:
+        others = (rnn, x, y, initial, lengths, loss, weights)
+        if any(argument is not None for argument in others):
+            raise TypeError("jacobians must be given alone, or with d_states; network, inputs and error are not theirs")
+        return _of_jacobians(jacobians, d_states, (stops, max_lag, k, fraction), threads)
     _arguments.network(rnn, readout=y is not None)
+    assert rnn is not None
     _, extent = _arguments.inputs(rnn, x)
-    given = None if stops is None else Stops(extent.time, stops).t
-    if given is not None and not (given.size and given[0] >= 1 and given[-1] >= 2):
-        raise ValueError(f"stops must be steps in 1..T with T = {extent.time}, not all of them 1; got {stops!r}")
-    most = _MAX_LAG if max_lag is None else integer("max_lag", max_lag, 1)
-    exponents = min(rnn.n, _EXPONENTS) if k is None else integer("k", k, 1)
-    if exponents > rnn.n:
-        raise ValueError(f"k must be in 1..n with n = {rnn.n}; got {k}")
-    if not 0 < number("fraction", fraction, finite=True) < 1:
-        raise ValueError(f"fraction must lie between 0 and 1; got {fraction}")
+    assert x is not None
+    if d_states is not None:
+        if y is not None:
+            raise TypeError("d_states takes the place of y; got both")
+        d_states = _arguments.steps("d_states", d_states, extent, "n", rnn.n).reshape(extent.time, extent.size, rnn.n)
+    options = Options(rnn.n, extent.time, stops, max_lag, k, fraction)
     limit = cond_limit_of(cond_limit)
 
     trajectory = forward(rnn, x, initial, lengths=lengths, nonfinite="raise", threads=threads)
@@ -262,37 +247,68 @@ def gradient_flow(
         errors(rnn, trajectory, y, loss=loss, weights=weights)  # says what is wrong in them, by step and sequence
         error = _Error(rnn, y, loss, weights, extent)
     steps = np.atleast_1d(trajectory.lengths)
-    long = np.flatnonzero(steps >= 3)
-    if not long.size:
-        raise ValueError(f"x must have a sequence of at least 3 steps; the longest has {steps.max()}")
-    lags = min(most, int(steps.max() if given is None else given[-1]) - 1)
-    count = min(_STOPS // len(long), int(_MULTIPLY_ADDS / (lags * rnn.n**3 * len(long))))
-
-    norms, terms, stops_of, spectra, slopes = [], [], [], [], []
-    for b, run in zip(long, _sequences(trajectory, long), strict=True):
-        t = _evenly(int(steps[b]), int(np.clip(count, *_STOPS_OF_EACH))) if given is None else given[given <= steps[b]]
-        norms.append(chain_norms(rnn, run, stops=t, max_lag=lags, threads=threads))
-        if error is None:
-            terms.append(norms[-1] + _log_activations(run, t, lags))
+    survey = Survey(options, "x", steps, threads)
+    slopes = []
+    for b, run in zip(survey.sequences.tolist(), _sequences(trajectory, survey.sequences), strict=True):
+        chain = NetworkChain(rnn, run)
+        t, norms = survey.look(b, rnn=rnn, trajectory=run)
+        if error is not None:
+            arguments = error.of_sequence(b, int(steps[b]))
+            terms = contributions(rnn, run, **arguments, stops=t, max_lag=survey.lags, loss=loss, threads=threads)
         else:
-            arguments = error.of_sequence(int(b), int(steps[b]))
-            terms.append(contributions(rnn, run, **arguments, stops=t, max_lag=lags, loss=loss, threads=threads))
-        stops_of.append(t)
-        warm_up = int(_WARM_UP * (steps[b] - 1))
-        spectra.append(lyapunov_spectrum(rnn, run, k=exponents, warm_up=warm_up, threads=threads))
-        slopes.append(slope_range(NetworkChain(rnn, run)))
-    rates, standard_errors = _pooled(spectra)
+            if d_states is not None:
+                norms = survey.carried(_direct(chain, rnn.form, d_states[:, b], t, b), t, rnn=rnn, trajectory=run)
+            terms = norms + _log_activations(run, t, survey.lags)
+        survey.contribute(terms)
+        slopes.append(slope_range(chain))
     return Flow(
-        norms=np.concatenate(norms),
-        contributions=np.concatenate(terms),
-        of_error=y is not None,
-        stops=np.concatenate(stops_of),
-        sequences=np.repeat(long, [len(t) for t in stops_of]),
-        exponents=rates,
-        standard_errors=standard_errors,
+        **survey.results(),
+        of_error=y is not None or d_states is not None,
         certificates=bounds(rnn, np.max(slopes, axis=0)[0], np.min(slopes, axis=0)[1], limit),
-        fraction=float(fraction),
     )
+
+
+def _of_jacobians(jacobians: Any, d_states: Any, options: tuple[Any, ...], threads: int | None) -> Flow:
+    chains, n = _list("jacobians", jacobians, 3), 0
+    for M in chains:
+        n = n or M.shape[-1]
+        shape("jacobians", M, "T, n, n", (None, n, n))
+    pulls = None
+    if d_states is not None:
+        pulls = _list("d_states", d_states, 2)
+        if len(pulls) != len(chains):
+            raise ValueError(f"d_states must be of as many sequences as jacobians, {len(chains)}; got {len(pulls)}")
+        for M, d in zip(chains, pulls, strict=True):
+            shape("d_states", d, "T, n", (len(M), n))
+    steps = np.array([len(M) for M in chains])
+    survey = Survey(Options(n, int(steps.max()), *options), "jacobians", steps, threads)
+    for b in survey.sequences.tolist():
+        t, norms = survey.look(b, jacobians=chains[b])
+        if pulls is not None:
+            norms = survey.carried(_finite(pulls[b][t - 1], b), t, jacobians=chains[b])
+        survey.contribute(norms)
+    return Flow(**survey.results(), of_error=pulls is not None, certificates=None)
+
+
+def _list(name: str, value: Any, axes: int) -> list[Array]:
+    """The arrays of a list of them, or the one given."""
+    many = isinstance(value, (list, tuple)) and len(value) > 0 and np.ndim(value[0]) == axes
+    return [numbers(name, array) for array in (value if many else [value])]
+
+
+def _finite(d: Array, b: int) -> Array:
+    if not np.isfinite(d).all():
+        raise ValueError(f"d_states must be finite; those of sequence b = {b} are not")
+    return d
+
+
+def _direct(chain: NetworkChain, form: str, d_states: Array, t: Array, b: int) -> Array:
+    """g_t = ∂E/∂h_t, the direct part, from the derivatives by the form's own states."""
+    g = _finite(d_states[t - 1].astype(np.float64), b)
+    if form == "preactivation":
+        return g
+    d, e = chain.slopes(t)
+    return g * d if e is None else np.ldexp(g * d, np.maximum(e, -5000))
 
 
 class _Error:
@@ -329,11 +345,6 @@ def _sequences(trajectory: Trajectory, which: Array) -> Iterator[Trajectory]:
         yield Trajectory(*rows, None, n, trajectory._form, columns, False)
 
 
-def _evenly(T: int, count: int) -> Array:
-    """About so many steps of 1 .. T, the last among them."""
-    return np.unique(np.linspace(T / count, T, count).round().astype(np.int64).clip(1))
-
-
 def _log_activations(run: Trajectory, stops: Array, lags: int) -> Array:
     """log ‖a_{k-1}‖ for k = t - lag; nan where k < 1."""
     k = stops[:, None] - np.arange(lags + 1)
@@ -341,13 +352,22 @@ def _log_activations(run: Trajectory, stops: Array, lags: int) -> Array:
     return np.where(k >= 1, logs[np.maximum(k, 1) - 1], np.nan)
 
 
-def _pooled(spectra: list[Lyapunov]) -> tuple[Array, Array]:
-    """The means over independent sequences, by the steps that counted, and their standard errors."""
-    counted = np.array([spectrum.ends[-1] for spectrum in spectra], float)
-    share = (counted / counted.sum())[:, None]
-    rates = np.array([spectrum.exponents for spectrum in spectra])
-    errors_of = np.array([spectrum.standard_errors for spectrum in spectra])
-    return np.where(share > 0, share * rates, 0).sum(axis=0), np.sqrt(((share * errors_of) ** 2).sum(axis=0))
+def _bounds(c: Certificates) -> str:
+    proved = ": vanishing is proved" if c.vanishes else ": exploding is proved" if c.explodes else ""
+    lines = [f"Bounds for all inputs with slopes in the range seen, Δ <= |σ'| <= Γ{proved}"]
+    for name, sign, bound in (
+        ("‖W_R Γ‖", "<=", c.norm),
+        ("ρ(|W_R| Γ)", "<=", c.absolute),
+        ("‖S W_R Γ S⁻¹‖", "<=", c.scaled),
+        ("σ_min(W_R Δ)", ">=", c.expanding),
+        ("σ_min(S W_R Δ S⁻¹)", ">=", c.expanding_scaled),
+    ):
+        if np.isinf(bound.constant):
+            power = f"C(r) · r^lag for every r > {bound.rate:.4g}"
+        else:
+            power = f"{bound.constant:.3g} · {bound.rate:.4g}^lag"
+        lines.append(f"  {name:19} ‖∂h_t/∂h_k‖ {sign} {power}")
+    return "\n".join(lines)
 
 
 def quantiles(logs: Array) -> tuple[Array, Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    from bptt.certificates import Bound, Certificates
     from bptt.flow import Flow
 
 #: Decades of the heat map, below the largest contribution of each row.
@@ -68,15 +70,10 @@ def _norms(axes: Axes, flow: Flow) -> None:
             linestyle=(0, (1, 1.5)),
             label=rf"largest Lyapunov exponent, $\lambda_1 = {rate:.3f}$",
         )
-    bounds = flow.certificates
-    for bound, color, label in (
-        (bounds.norm, "0.55", r"at most $\Vert W_R\Gamma\Vert^{\,lag}$"),
-        (bounds.scaled, COLORS[2], r"at most cond$(S)\,\Vert SW_R\Gamma S^{-1}\Vert^{\,lag}$"),
-        (bounds.expanding_scaled, COLORS[3], r"at least $\sigma_{\min}(SW_R\Delta S^{-1})^{\,lag}/$cond$(S)$"),
-    ):
+    for bound, color, label in () if flow.certificates is None else _bounds(flow.certificates):
         curve = bound.log_at(lags) / _LN10
         within = np.count_nonzero((curve > bottom) & (curve < top))
-        if within > len(lags) / 20 and not (bound is bounds.scaled and bound.scale is None):  # else it is the first
+        if within > len(lags) / 20:
             axes.plot(lags, curve, color=color, linewidth=1.8, linestyle=(0, (5, 2)), label=label)
     axes.axvline(flow.horizon, color="0.3", linewidth=1)
     left = flow.horizon > lags[-1] / 2
@@ -100,6 +97,14 @@ def _norms(axes: Axes, flow: Flow) -> None:
     _plain(axes)
 
 
+def _bounds(certificates: Certificates) -> Iterator[tuple[Bound, str, str]]:
+    yield certificates.norm, "0.55", r"at most $\Vert W_R\Gamma\Vert^{\,lag}$"
+    if certificates.scaled.scale is not None:  # else it is the first
+        yield certificates.scaled, COLORS[2], r"at most cond$(S)\,\Vert SW_R\Gamma S^{-1}\Vert^{\,lag}$"
+    label = r"at least $\sigma_{\min}(SW_R\Delta S^{-1})^{\,lag}/$cond$(S)$"
+    yield certificates.expanding_scaled, COLORS[3], label
+
+
 def _contributions(axes: Axes, flow: Flow) -> None:
     terms = flow.contributions
     with np.errstate(invalid="ignore"):
@@ -118,8 +123,12 @@ def _contributions(axes: Axes, flow: Flow) -> None:
         "step $t$" if flow.sequences[0] == flow.sequences[-1] else "sequence, its steps upwards", fontsize=11
     )
     axes.set_xlabel("lag $t-k$", fontsize=11)
-    whose = r"\partial(w_tE_t)" if flow.of_error else r"\partial h_t"
-    axes.set_title(rf"What step $k$ contributes to ${whose}/\partial W_R$", loc="left", fontsize=12)
+    if flow.certificates is None:
+        title = "How much of the error's pull at step $t$" if flow.of_error else "How much of a change at step $t$"
+        axes.set_title(f"{title} comes from step $k$", loc="left", fontsize=12)
+    else:
+        whose = r"\partial(w_tE_t)" if flow.of_error else r"\partial h_t"
+        axes.set_title(rf"What step $k$ contributes to ${whose}/\partial W_R$", loc="left", fontsize=12)
     bar = axes.figure.colorbar(image, ax=axes, format=_power, pad=0.02)
     bar.set_label("share of the largest", fontsize=10)
     bar.outline.set_visible(False)

@@ -59,7 +59,9 @@ def facts(flow: Flow) -> dict[str, Any]:
     """A flow as numbers by name; norms are natural logarithms, one for each lag."""
     from bptt.flow import quantiles
 
-    bounds = asdict(flow.certificates)
+    certificates = flow.certificates
+    assert certificates is not None  # of a network there are
+    bounds = asdict(certificates)
     middle, least, most = quantiles(flow.norms)
     return {
         "verdict": flow.verdict,
@@ -69,8 +71,8 @@ def facts(flow: Flow) -> dict[str, Any]:
         "exponents": flow.exponents,
         "standard_errors": flow.standard_errors,
         "log_norms": {"median": middle, "least": least, "most": most},
-        "vanishes": flow.certificates.vanishes,
-        "explodes": flow.certificates.explodes,
+        "vanishes": certificates.vanishes,
+        "explodes": certificates.explodes,
         "bounds": {
             name: {"rate": bound["rate"], "constant": bound["constant"]}
             for name, bound in bounds.items()

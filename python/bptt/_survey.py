@@ -1,0 +1,112 @@
+"""What a `Flow` is made of, gathered sequence by sequence and pooled: norms, contributions and Lyapunov exponents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bptt._bundles import Stops
+from bptt._kernel import Array
+from bptt._validate import integer, number
+from bptt.chain import chain_norms
+from bptt.lyapunov import Lyapunov, lyapunov_spectrum
+
+#: By default: the largest lag; the stops of all sequences together, the fewest and most of each, and the
+#: multiply-adds they may cost; the exponents.
+_MAX_LAG = 200
+_STOPS, _STOPS_OF_EACH, _MULTIPLY_ADDS = 256, (8, 64), 1e11
+_EXPONENTS = 64
+
+#: Of the steps of a sequence, those in which the directions of its Lyapunov exponents align.
+_WARM_UP = 0.1
+
+
+class Options:
+    """The options of `gradient_flow` that are for every cell, checked, for sequences of up to T steps."""
+
+    def __init__(self, n: int, T: int, stops: Any, max_lag: Any, k: Any, fraction: Any) -> None:
+        self.n = n
+        self.stops = None if stops is None else Stops(T, stops).t
+        if self.stops is not None and not (self.stops.size and self.stops[0] >= 1 and self.stops[-1] >= 2):
+            raise ValueError(f"stops must be steps in 1..T with T = {T}, not all of them 1; got {stops!r}")
+        self.max_lag = _MAX_LAG if max_lag is None else integer("max_lag", max_lag, 1)
+        self.exponents = min(n, _EXPONENTS) if k is None else integer("k", k, 1)
+        if self.exponents > n:
+            raise ValueError(f"k must be in 1..n with n = {n}; got {k}")
+        self.fraction = number("fraction", fraction, finite=True)
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction must lie between 0 and 1; got {fraction}")
+
+
+class Survey:
+    """The results for some sequences of so many steps each, one after another.
+
+    Attributes
+    ----------
+    sequences : integer array
+        Those looked at: of at least 3 steps.
+    lags : int
+        The largest lag.
+    """
+
+    def __init__(self, options: Options, name: str, steps: Array, threads: int | None) -> None:
+        self._options, self._steps, self._threads = options, steps, threads
+        self.sequences = np.flatnonzero(steps >= 3)
+        if not self.sequences.size:
+            raise ValueError(f"{name} must have a sequence of at least 3 steps; the longest has {steps.max()}")
+        last = int(steps.max() if options.stops is None else options.stops[-1])
+        self.lags = min(options.max_lag, last - 1)
+        cost = self.lags * options.n**3 * len(self.sequences)
+        self._count = min(_STOPS // len(self.sequences), int(_MULTIPLY_ADDS / cost))
+        self._stops: list[Array] = []
+        self._norms: list[Array] = []
+        self._contributions: list[Array] = []
+        self._spectra: list[Lyapunov] = []
+
+    def look(self, b: int, **chain: Any) -> tuple[Array, Array]:
+        """Stops of sequence b and the norms of its chain, which `chain_norms` and `lyapunov_spectrum` take by name."""
+        T, given = int(self._steps[b]), self._options.stops
+        t = _evenly(T, int(np.clip(self._count, *_STOPS_OF_EACH))) if given is None else given[given <= T]
+        norms = chain_norms(**chain, stops=t, max_lag=self.lags, threads=self._threads)
+        warm_up = int(_WARM_UP * (T - 1))
+        spectrum = lyapunov_spectrum(**chain, k=self._options.exponents, warm_up=warm_up, threads=self._threads)
+        self._stops.append(t)
+        self._norms.append(norms)
+        self._spectra.append(spectrum)
+        return t, norms
+
+    def carried(self, vectors: Array, t: Array, **chain: Any) -> Array:
+        """The norms of a row vector for each of these stops, carried back through the chain."""
+        return chain_norms(**chain, vectors=vectors, stops=t, max_lag=self.lags, threads=self._threads)
+
+    def contribute(self, contributions: Array) -> None:
+        """The contributions of the sequence looked at last, by stop and lag."""
+        self._contributions.append(contributions)
+
+    def results(self) -> dict[str, Any]:
+        """The fields of `Flow` that are gathered here."""
+        rates, standard_errors = _pooled(self._spectra)
+        return {
+            "norms": np.concatenate(self._norms),
+            "contributions": np.concatenate(self._contributions),
+            "stops": np.concatenate(self._stops),
+            "sequences": np.repeat(self.sequences, [len(t) for t in self._stops]),
+            "exponents": rates,
+            "standard_errors": standard_errors,
+            "fraction": self._options.fraction,
+        }
+
+
+def _evenly(T: int, count: int) -> Array:
+    """About so many steps of 1 .. T, the last among them."""
+    return np.unique(np.linspace(T / count, T, count).round().astype(np.int64).clip(1))
+
+
+def _pooled(spectra: list[Lyapunov]) -> tuple[Array, Array]:
+    """The means over independent sequences, by the steps that counted, and their standard errors."""
+    counted = np.array([spectrum.ends[-1] for spectrum in spectra], float)
+    share = (counted / counted.sum())[:, None]
+    rates = np.array([spectrum.exponents for spectrum in spectra])
+    errors_of = np.array([spectrum.standard_errors for spectrum in spectra])
+    return np.where(share > 0, share * rates, 0).sum(axis=0), np.sqrt(((share * errors_of) ** 2).sum(axis=0))
