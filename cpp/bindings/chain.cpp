@@ -43,7 +43,7 @@ std::int64_t advance(const py::tuple& f, const py::tuple& b, const Optional& nor
   const Norms record{data<double>(norms, "norms", moved.count * moved.lags),
                      data<const double>(offsets, "offsets", chain.count),
                      rows<double>(leads, "leads", chain.n, moved.count)};
-  if (record.leads && moved.height != chain.n) throw py::value_error("spectral norms are of bundles of n rows");
+  if (record.leads && moved.height > chain.n) throw py::value_error("spectral norms are of bundles of at most n rows");
   const py::gil_scoped_release release;
   return bptt::advance(chain, moved, record, threads);
 }

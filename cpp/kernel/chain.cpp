@@ -11,6 +11,12 @@ namespace {
 // Factors in a block, if each keeps so many bytes.
 std::int64_t block_factors(std::int64_t bytes) { return std::clamp<std::int64_t>((1 << 20) / bytes, 4, 64); }
 
+// Tiles of so many rows: where there are many, a number that 2 and 4 threads share evenly.
+std::int64_t even_tiles(std::int64_t rows) {
+  const std::int64_t least = ColumnTiles(rows).tiles;
+  return least < 4 ? least : (least + 3) / 4 * 4;
+}
+
 // Threads that have fewer multiply-adds than this between them from one meeting to the next wait more than they work.
 inline constexpr double worth_a_meeting = 1e5;
 
@@ -28,6 +34,13 @@ double largest_modulus(const double* numbers, std::int64_t count) {
 struct Square {
   double number;
   std::int64_t exponent;
+
+  // The same with a number in [1, 4), unless it is 0 or not finite.
+  Square normal() const {
+    if (number == 0 || !std::isfinite(number)) return *this;
+    const std::int64_t half = std::ilogb(number) >> 1;
+    return {times_power(number, -2 * half), exponent + half};
+  }
 
   double log_norm() const { return 0.5 * std::log(number) + double(exponent) * 0x1.62e42fefa39efp-1; }
 };
@@ -58,7 +71,7 @@ class Walk {
         bundles_(bundles),
         length_(row_length<double>(factors.n)),
         size_(bundles.size()),
-        tiles_(size_, (ColumnTiles(size_).tiles + 3) / 4 * 4),  // an even share for 2 and 4 threads
+        tiles_(size_, even_tiles(size_)),
         most_(block_factors((keeps_rows ? size_ : 1) * length_ * 8 +
                             (factors.share_one() ? 0 : factors.n * length_ * 8))),
         slots_(keeps_rows ? most_ + 1 : 2),
@@ -111,7 +124,7 @@ class Walk {
   void run(int threads, After&& after) {
     const double block_multiply_adds = double(factors_.n) * factors_.n * double(size_) * double(most_);
     const double blocks = double(factors_.count) / double(most_);
-    if (block_multiply_adds < worth_a_meeting) threads = 1;
+    threads = block_multiply_adds < worth_a_meeting ? 1 : int(std::min<std::int64_t>(threads, tiles_.tiles));
     Team::run(team_size(threads, block_multiply_adds * blocks), [&](Team& team, int rank) {
       const FlushDenormals flush;
       for (std::int64_t left = factors_.count; left > 0; left -= most_) {
@@ -233,13 +246,13 @@ std::int64_t advance(const Factors& factors, const Bundles& bundles, const Norms
   std::vector<SpectralNorm> spectral_norms;
   if (spectral) {
     std::copy_n(leads.data, bundles.count * length, next.data());
-    for (int i = 0; i < threads; ++i) spectral_norms.emplace_back(factors.n);
+    for (int i = 0; i < threads; ++i) spectral_norms.emplace_back(int(bundles.height), factors.n);
   }
   walk.run(threads, [&](const Block& block, Team& team, int rank) {
     if (!norms.logs) return;
     record(factors, bundles, norms, walk, block, rank, team.size(), [&](std::int64_t s, std::int64_t j) {
-      Square square = walk.square(s, j);
-      if (!spectral) return square;
+      if (!spectral) return walk.square(s, j);
+      Square square = walk.square(s, j).normal();
       SpectralNorm& norm = spectral_norms[std::size_t(rank)];
       walk.copy(s, j, square.exponent, norm.matrix());
       // All factors of a block start from where the last block ended, so that it is no matter who takes which.

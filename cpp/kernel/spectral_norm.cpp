@@ -3,8 +3,9 @@
 namespace bptt {
 namespace {
 
-inline constexpr double bound = 1e-12;     // of the error of sigma_max^2, relative
-inline constexpr int most_iterations = 8;  // about the price of the reduction
+inline constexpr double bound = 1e-12;       // of the error of sigma_max^2, relative
+inline constexpr double negligible = 1e-44;  // squares of numbers in M M^T, where |M|_F is at least 1
+inline constexpr int most_iterations = 8;    // about the price of the reduction
 
 // sum_i c_i row_i of the rows of M.
 void combine(Rows<const double> M, const double* c, double* result, std::int64_t length) {
@@ -30,18 +31,19 @@ void dots(Rows<const double> M, const double* v, double* result, std::int64_t le
 
 }  // namespace
 
-SpectralNorm::SpectralNorm(int n)
-    : n_(n),
-      length_(row_length<double>(n)),
-      matrix_(n * length_),
-      gram_(n * length_),
+SpectralNorm::SpectralNorm(int rows, int columns)
+    : rows_(rows),
+      length_(row_length<double>(columns)),
+      matrix_(rows * length_),
+      gram_(rows * length_),
       vectors_(7 * length_),
-      packed_(n, n) {
+      packed_(rows, columns) {
+  std::fill_n(matrix_.data(), rows * length_, 0.0);
   std::fill_n(vectors_.data(), 7 * length_, 0.0);
 }
 
 double SpectralNorm::square(double frobenius) {
-  if (n_ == 1 || frobenius == 0 || !std::isfinite(frobenius)) return frobenius;
+  if (rows_ == 1 || frobenius == 0 || !std::isfinite(frobenius)) return frobenius;
   const std::optional<double> found = by_iteration(frobenius);
   return found ? *found : by_reduction(frobenius);
 }
@@ -69,10 +71,10 @@ std::optional<double> SpectralNorm::by_iteration(double frobenius) {
 double SpectralNorm::by_reduction(double frobenius) {
   const Rows<double> M = matrix();
   packed_.pack(M.data, length_, 1, {0, packed_.panels()});
-  std::fill_n(gram_.data(), n_ * length_, 0.0);
-  packed_.multiply_add(M.data, length_, gram_.data(), length_, n_);
+  std::fill_n(gram_.data(), rows_ * length_, 0.0);
+  packed_.multiply_add(M.data, length_, gram_.data(), length_, rows_);
   reduce();
-  return largest_eigenvalue(frobenius / n_, frobenius);
+  return largest_eigenvalue(frobenius / rows_, frobenius);
 }
 
 // Leaves the diagonal, and the squares of what stands beside it, of a tridiagonal matrix with the eigenvalues of M M^T.
@@ -83,25 +85,25 @@ void SpectralNorm::reduce() {
   double *diagonal = lead() + length_, *beside2 = diagonal + length_;
   double *v = beside2 + length_, *q = v + length_, *next = q + length_, *p = next + length_;
   std::fill_n(v, 2 * length_, 0.0);
-  for (int j = 0; j < n_; ++j) {
+  for (int j = 0; j < rows_; ++j) {
     double* row = gram_.data() + j * length_;
-    for (int i = j; i < n_; ++i) row[i] -= v[j] * q[i] + q[j] * v[i];
+    for (int i = j; i < rows_; ++i) row[i] -= v[j] * q[i] + q[j] * v[i];
     diagonal[j] = row[j];
-    if (j == n_ - 1) break;
+    if (j == rows_ - 1) break;
     std::fill_n(next, length_, 0.0);
-    std::copy(row + j + 1, row + n_, next + j + 1);
-    const double first = next[j + 1], tail = dot(next, next, length_) - first * first;
+    std::copy(row + j + 1, row + rows_, next + j + 1);
+    const double first = std::exchange(next[j + 1], 0.0), tail = dot(next, next, length_);
     double h = 0;
     beside2[j] = first * first;
-    if (tail > 0) {
+    if (tail > negligible) {
       beside2[j] += tail;
       const double alpha = first > 0 ? -std::sqrt(beside2[j]) : std::sqrt(beside2[j]);
-      next[j + 1] -= alpha;
+      next[j + 1] = first - alpha;
       h = beside2[j] - alpha * first;
     }
     eliminate(j + 1, v, q, next, p);
     const double K = h > 0 ? dot(next, p, length_) / (2 * h * h) : 0;
-    for (int i = 0; i < n_; ++i) q[i] = h > 0 ? p[i] / h - K * next[i] : 0;
+    for (int i = 0; i < rows_; ++i) q[i] = h > 0 ? p[i] / h - K * next[i] : 0;
     std::swap(v, next);
   }
 }
@@ -109,7 +111,7 @@ void SpectralNorm::reduce() {
 // For the rows from `first` on: G -= v q^T + q v^T, then p = G u.
 void SpectralNorm::eliminate(int first, const double* v, const double* q, const double* u, double* p) {
   constexpr int ways = 4;
-  const std::int64_t from = first / line<double> * line<double>;
+  const std::int64_t from = first / line<double> * line<double>, end = row_length<double>(rows_);
   std::fill_n(p, first, 0.0);
   int i = first;
   const auto pass = [&](auto count) {
@@ -122,7 +124,7 @@ void SpectralNorm::eliminate(int first, const double* v, const double* q, const 
       vi[w] = broadcast(v[i + w]);
       qi[w] = broadcast(q[i + w]);
     }
-    for (std::int64_t j = from; j < length_; j += lanes<double>) {
+    for (std::int64_t j = from; j < end; j += lanes<double>) {
       const Vector<double> vj = load(v + j), qj = load(q + j), uj = load(u + j);
 #pragma GCC unroll 4
       for (int w = 0; w < N; ++w) {
@@ -134,8 +136,8 @@ void SpectralNorm::eliminate(int first, const double* v, const double* q, const 
 #pragma GCC unroll 4
     for (int w = 0; w < N; ++w) p[i + w] = total(sum[w]);
   };
-  for (; i + ways <= n_; i += ways) pass(std::integral_constant<int, ways>{});
-  for (; i < n_; ++i) pass(std::integral_constant<int, 1>{});
+  for (; i + ways <= rows_; i += ways) pass(std::integral_constant<int, ways>{});
+  for (; i < rows_; ++i) pass(std::integral_constant<int, 1>{});
 }
 
 // The largest eigenvalue of the tridiagonal matrix, known to lie between `least` and `most`. x lies above it exactly if
@@ -155,7 +157,7 @@ double SpectralNorm::largest_eigenvalue(double least, double most) const {
       pivot[i] = diagonal[0] - x[i];
       below[i] = pivot[i] >= 0.0;
     }
-    for (int j = 1; j < n_; ++j)
+    for (int j = 1; j < rows_; ++j)
 #pragma GCC unroll 4
       for (int i = 0; i < vectors; ++i) {
         pivot[i] = diagonal[j] - x[i] - beside2[j - 1] / pivot[i];

@@ -1,4 +1,5 @@
-// The spectral norm (largest singular value) of a square matrix, with a bound on its error.
+// The spectral norm (largest singular value) of a matrix with at most as many rows as columns, with a bound on its
+// error.
 //
 // First by power iteration on M M^T, from a direction that is nearly right when M is a chain with one more factor on
 // its right. With v a unit vector, theta^2 = |Mv|^2 and r = M^T M v - theta^2 v, what M does on the complement of v has
@@ -21,15 +22,15 @@ namespace bptt {
 
 class SpectralNorm {
  public:
-  explicit SpectralNorm(int n);
+  SpectralNorm(int rows, int columns);
 
   // Rows of the matrix, padded with zeros: the caller fills them.
-  Rows<double> matrix() const { return {matrix_.data(), n_, length_}; }
+  Rows<double> matrix() const { return {matrix_.data(), rows_, length_}; }
 
-  // (n) A direction to start from, which the caller fills in; left nearer to the first left singular vector.
+  // (rows) A direction to start from, which the caller fills in; left nearer to the first left singular vector.
   double* lead() const { return vectors_.data(); }
 
-  // sigma_max^2, from |M|_F^2.
+  // sigma_max^2, from |M|_F^2 in [1, 4), or 0.
   double square(double frobenius);
 
  private:
@@ -39,7 +40,7 @@ class SpectralNorm {
   void eliminate(int first, const double* v, const double* q, const double* u, double* p);
   double largest_eigenvalue(double least, double most) const;
 
-  int n_;
+  int rows_;
   std::int64_t length_;
   Buffer<double> matrix_, gram_, vectors_;
   PackedMatrix<double> packed_;

@@ -186,42 +186,45 @@ TEST_CASE("gradients are the sums of outer products along the way") {
 }
 
 TEST_CASE("the spectral norm is right whatever stands out, and whatever the start") {
-  // M = H1 diag(sigma) H2 with reflections H: singular values that are known.
-  const auto check = [](const std::vector<double>& sigma) {
-    const int n = int(sigma.size());
-    SpectralNorm norm(n);
+  // M = H diag(sigma) G of r rows and n columns, H (or I: then the rows are graded like sigma) and G reflections.
+  const auto check = [](std::vector<double> sigma, int n, bool graded) {
+    const int r = int(sigma.size());
+    const double size = euclidean(sigma);
+    for (double& s : sigma) s /= size;
+    SpectralNorm norm(r, n);
     const Rows<double> M = norm.matrix();
-    std::vector<double> u(std::size_t(n), 0.0), v(std::size_t(n), 0.0);
-    double uu = 0, vv = 0, frobenius = 0, largest = 0;
-    for (int i = 0; i < n; ++i) {
-      u[i] = normal();
-      v[i] = normal();
-      uu += u[i] * u[i];
-      vv += v[i] * v[i];
-      largest = std::max(largest, sigma[i]);
-    }
-    for (int i = 0; i < n; ++i) {
+    std::vector<double> u(std::size_t(r), 0.0), v(std::size_t(n), 0.0);
+    for (double& x : u) x = normal();
+    for (double& x : v) x = normal();
+    const double uu = euclidean(u) * euclidean(u), vv = euclidean(v) * euclidean(v);
+    for (int i = 0; i < r; ++i) {
       std::fill_n(M[i], M.stride, 0.0);
-      for (int j = 0; j < n; ++j)
-        for (int k = 0; k < n; ++k)
-          M[i][j] += (double(i == k) - 2 * u[i] * u[k] / uu) * sigma[k] * (double(j == k) - 2 * v[j] * v[k] / vv);
-      for (int j = 0; j < n; ++j) frobenius += M[i][j] * M[i][j];
+      for (int k = 0; k < r; ++k)
+        for (int j = 0; j < n; ++j)
+          M[i][j] += (double(i == k) - (graded ? 0 : 2 * u[i] * u[k] / uu)) * sigma[k] *
+                     (double(j == k) - 2 * v[j] * v[k] / vv);
     }
+    const double largest = *std::max_element(sigma.begin(), sigma.end());
     for (int start = 0; start < 3; ++start) {
-      for (int i = 0; i < n; ++i) norm.lead()[i] = start == 0 ? normal() : start == 1 ? 1.0 : 0.0;
-      CHECK(std::sqrt(norm.square(frobenius)) == doctest::Approx(largest).epsilon(1e-12 + 8 * n * 2.3e-16));
+      for (int i = 0; i < r; ++i) norm.lead()[i] = start == 0 ? normal() : start == 1 ? 1.0 : 0.0;
+      CHECK(std::fabs(std::sqrt(norm.square(1.0)) / largest - 1) < 1e-12 + 8 * n * 2.3e-16);
     }
   };
-  for (const int n : {1, 2, 3, 4, 5, 8, 13, 33, 64}) {
-    std::vector<double> sigma(std::size_t(n), 1.0);
-    check(sigma);  // all equal
-    for (int i = 0; i < n; ++i) sigma[i] = 1 / (1.0 + i);
-    check(sigma);
-    for (int i = 0; i < n; ++i) sigma[i] = std::exp(-3.0 * i);
-    check(sigma);  // one stands out
-    for (int i = 0; i < n; ++i) sigma[i] = i < 2 ? 1 - 1e-9 * i : 0;
-    check(sigma);  // two that cannot be told apart, and no more
-    for (int i = 0; i < n; ++i) sigma[i] = i == n - 1 ? 3 : std::fabs(normal());
-    check(sigma);
-  }
+  for (const int n : {1, 2, 3, 4, 5, 8, 13, 33, 64})
+    for (const int r : {n, (n + 1) / 2, (n + 7) / 8})
+      for (const bool graded : {false, true}) {
+        std::vector<double> sigma(std::size_t(r), 1.0);
+        check(sigma, n, graded);  // all equal
+        for (int i = 0; i < r; ++i) sigma[i] = 1 / (1.0 + i);
+        check(sigma, n, graded);
+        for (const double rate :
+             {0.6, 3.0, 20.0}) {  // one stands out, more or less; the last far below its square root
+          for (int i = 0; i < r; ++i) sigma[i] = std::exp(-rate * (i == 1 ? 0.5 / rate : i));
+          check(sigma, n, graded);
+        }
+        for (int i = 0; i < r; ++i) sigma[i] = i < 2 ? 1 - 1e-9 * i : 0;
+        check(sigma, n, graded);  // two that cannot be told apart, and no more
+        for (int i = 0; i < r; ++i) sigma[i] = i == r - 1 ? 3 : std::fabs(normal());
+        check(sigma, n, graded);
+      }
 }

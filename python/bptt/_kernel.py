@@ -166,7 +166,7 @@ class Kernel(Protocol):
         bundles: Bundles,
         norms: Array | None,  # (S, lags): the log norm of bundle s after M_k at [s, stops[s]-k] (written)
         offsets: Array | None,  # (L,): added to the log norms after M_k
-        leads: Array | None,  # (S, ld), 0 beyond n: None means Frobenius norms, else spectral, of bundles of n rows:
+        leads: Array | None,  # (S, ld), 0 beyond n: None means Frobenius norms, else spectral, of at most n rows:
         #                       directions near the first left singular vectors, any to begin with (moved)
         threads: int,
     ) -> int:

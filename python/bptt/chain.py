@@ -9,13 +9,20 @@ import numpy.typing as npt
 
 from bptt import _arguments, _levels
 from bptt._bundles import NUMBERS, Stops, identities, step, walk, zero_rows
+from bptt._compression import compressed
 from bptt._direct import Direct
-from bptt._factors import Chain, JacobianChain, NetworkChain, network_chain
+from bptt._factors import Chain, JacobianChain, NetworkChain, network_chain, pieces
 from bptt._kernel import Array, Bundles, Factors
 from bptt._validate import memory_size, numbers, shape
 from bptt.network import RNN
 from bptt.results import Trajectory
 from bptt.scaled import Order, ScaledMatrix, log_norms, norm_order, normalised
+
+#: From this n on chains go one by one: a single P keeps the kernel busy, and only alone can it be compressed.
+_ALONE = 32
+
+#: The lag at which it first is; then at twice that, and so on.
+_FIRST_COMPRESSION = 64
 
 #: Gradients that are summed together: they stay in a near cache, and are enough columns for a matrix product.
 _GRADIENTS = 12
@@ -111,7 +118,8 @@ def chain_norms(
     max_lag : int, optional
         The largest lag, >= 0. None: the largest of the stops.
     ord : {2, "fro"}
-        Spectral or Frobenius norm. The spectral norm comes from a power iteration that ends when a bound on its error
+        Spectral or Frobenius norm, of a P that is carried in as few rows as rounding allows: after some hundred steps
+        far fewer than n, see Notes. The spectral norm comes from a power iteration that ends when a bound on its error
         does, or where that takes too long from the eigenvalues of P P^T: to a relative 1e-12 and a few n eps.
     memory : int or str
         The most that the result may take, in bytes or as "16 MB" or "16 MiB".
@@ -131,6 +139,14 @@ def chain_norms(
     ValueError
         A step is out of range, the trajectory is of a batch, jacobians are not square or not finite, vectors are not of
         shape (S, n) or not finite, or the result takes more than ``memory``.
+
+    Notes
+    -----
+    The directions of a long product part exponentially, by its Lyapunov exponents, so that its rows soon span fewer
+    than n dimensions but for rounding. From n = 32 on, at the lags 64, 128, 256, ..., P = P' M is replaced by the rows
+    C = U^T P of its first left singular vectors, as many as it takes for ‖(P - U C) e_j‖_inf <= n u ‖|P'| |M| e_j‖_inf
+    in each column j: no more than the rounding of that column (Higham 2002, eq. 3.13). The norms of the products that
+    follow are those of C.
 
     Examples
     --------
@@ -155,18 +171,40 @@ def chain_norms(
     if vectors is not None:
         _vector_norms(chain, steps, _vectors(vectors, steps, n), norms, threads)
         return steps.given(norms)
-    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
+    team = _levels.resolve_threads(threads)
     norms[steps.t >= chain.least, 0] = 0 if spectral else np.log(n) / 2
-    for group in steps.groups(max(1, NUMBERS // n**2)):
+    for group in steps.groups(1 if n >= _ALONE else NUMBERS // n**2):
         t = steps.t[group]
         leads = None
         if spectral:
             leads = zero_rows(len(t), n)
             leads[:, :n] = np.random.default_rng(0).standard_normal(n)
         bundles = Bundles(t, steps.lags, *identities(len(t), n))
-        for factors in walk(chain, bundles, chain.least):
-            _check(chain, kernel.advance(factors, bundles, norms[group], None, leads, team))
+        if len(t) == 1:
+            _one_chain(chain, bundles, norms[group], leads, team)
+        else:
+            for factors in walk(chain, bundles, chain.least):
+                _check(chain, _levels.kernel().advance(factors, bundles, norms[group], None, leads, team))
     return steps.given(norms)
+
+
+def _one_chain(chain: Chain, bundles: Bundles, norms: Array, leads: Array | None, threads: int) -> None:
+    """The norms of one P along its lags. Its rows become dependent to rounding, and it goes on in fewer of them."""
+    k = t = int(bundles.stops[0])
+    least, due = max(chain.least, t - bundles.lags + 1), _FIRST_COMPRESSION
+
+    def advance(end: int) -> None:
+        for factors in pieces(chain, end, k, len(bundles.rows)):
+            _check(chain, _levels.kernel().advance(factors, bundles, norms, None, leads, threads))
+
+    while k > least:
+        advance(goal := max(least, t - due))
+        k, due = goal, 2 * due
+        if k > least and len(bundles.rows) > 1:
+            before = bundles._replace(rows=bundles.rows.copy(), exponents=bundles.exponents.copy())
+            advance(k - 1)
+            k -= 1
+            bundles, leads = compressed(bundles, before, chain.factors(k, k + 1), leads)
 
 
 def contributions(
