@@ -404,7 +404,7 @@ def test_bad_trajectories():
     x = np.zeros((10, 2))
     x[6, 1] = np.nan
     trajectory = bptt.forward(rnn, x, nonfinite="ignore")
-    with pytest.raises(FloatingPointError, match="the trajectory is not finite from step t = 7 on"):
+    with pytest.raises(FloatingPointError, match="the trajectory must be finite; its state at t = 7 is not"):
         bptt.lyapunov_spectrum(rnn, trajectory)
 
 

@@ -35,40 +35,47 @@ inline void multiply(double u, double* x, std::int64_t length) {
 // however far the weights are apart.
 class Elimination {
  public:
-  Elimination(int n, std::int64_t columns)
+  Elimination(int n, std::int64_t columns, int threads)
       : rounding_(4 * n * std::numeric_limits<double>::epsilon()),
         length_(row_length<double>(n)),
-        panel_(n, panel_width),
         row_sizes_(length_),
         pivots_(std::size_t(columns)),
-        logs_(std::size_t(columns)) {}
+        logs_(std::size_t(columns)),
+        dealt_(std::size_t((columns + panel_width - 1) / panel_width)) {
+    for (int i = 0; i < threads; ++i) own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(length_)});
+  }
 
-  // Called by every thread of the team, once all have finished with A.
+  // Called by every thread of the team, once it has finished with its own tiles of A (each_own_tile); on return only
+  // those are finished for it.
   //   weights: (length), -inf for rows that count as 0 and beyond n; null: all are 0
   void operator()(Team& team, int rank, Rows<double> A, const double* weights) {
-    measure_rows(A, part(length_, line<double>, rank, team.size()));
+    Own& own = own_[std::size_t(rank)];
+    measure_rows(A, team, rank, own.row_sizes.data());
     team.barrier();
     if (rank == 0) {
-      least_ = infinity;
-      alive_ = 0;
+      begin(team.size());
+      eliminate_panel(A, 0, weights);
     }
-    for (std::int64_t begin = 0;; begin += panel_width) {
-      const std::int64_t end = std::min(begin + panel_width, A.count);
-      if (rank == 0) {
-        for (std::int64_t j = begin; j < end; ++j) eliminate(A, begin, j, weights);
-        if (end < A.count) gather(A, begin);
+    team.barrier();
+    for (std::int64_t first = 0; first + panel_width < A.count; first += panel_width) {
+      const std::int64_t next = first + panel_width, beyond = std::min(next + panel_width, A.count);
+      own.panel.pack(A[first], 1, A.stride, {0, own.panel.panels()});
+      if (rank == 0) {  // the next panel, while the others are at the columns beyond it
+        const ColumnTiles tiles(beyond - next);
+        for (std::int64_t i = 0; i < tiles.tiles; ++i)
+          follow(A.from(next + tiles.begin(i)), first, tiles.end(i) - tiles.begin(i), own.panel);
+        eliminate_panel(A, next, weights);
       }
-      team.barrier();
-      if (end == A.count) break;
-      panel_.pack(A[begin], 1, A.stride, part(panel_.panels(), 1, rank, team.size()));
-      team.barrier();
-      each_own_tile(A.count - end, team, rank,
-                    [&](std::int64_t c, std::int64_t columns) { follow(A.from(end + c), begin, columns); });
+      const ColumnTiles tiles(A.count - beyond);
+      std::atomic<std::int64_t>& dealt = dealt_[std::size_t(first / panel_width)];
+      for (std::int64_t i; (i = dealt.fetch_add(1, std::memory_order_relaxed)) < tiles.tiles;)
+        follow(A.from(beyond + tiles.begin(i)), first, tiles.end(i) - tiles.begin(i), own.panel);
       team.barrier();
     }
     if (!weights) return;
-    for (std::int64_t j = rank; j < A.count; j += team.size()) weigh(A[j], pivots_[std::size_t(j)], weights);
-    team.barrier();
+    each_own_tile(A.count, team, rank, [&](std::int64_t begin, std::int64_t columns) {
+      for (std::int64_t j = begin; j < begin + columns; ++j) weigh(A[j], pivots_[std::size_t(j)], weights);
+    });
   }
 
   // log |pivot| of column j. -inf: the column is dead, exactly or (without weights) within rounding in the span of
@@ -86,12 +93,35 @@ class Elimination {
   static constexpr int panel_width = 16;
   static constexpr double infinity = std::numeric_limits<double>::infinity();
 
-  void measure_rows(Rows<double> A, Range rows) {
-    for (std::int64_t i = rows.begin; i < rows.end; i += lanes<double>) {
-      Vector<double> most{};
-      for (std::int64_t j = 0; j < A.count; ++j) most = greater(abs<double>(load(A[j] + i)), most);
-      store(row_sizes_.data() + i, most);
-    }
+  struct Own {  // by each thread
+    PackedMatrix<double> panel;
+    Buffer<double> row_sizes;
+  };
+
+  // The largest number of each row in this thread's columns.
+  void measure_rows(Rows<double> A, const Team& team, int rank, double* sizes) const {
+    std::fill_n(sizes, length_, 0.0);
+    each_own_tile(A.count, team, rank, [&](std::int64_t begin, std::int64_t columns) {
+      for (std::int64_t j = begin; j < begin + columns; ++j) raise(A[j], sizes);
+    });
+  }
+
+  void raise(const double* column, double* sizes) const {
+    for (std::int64_t i = 0; i < length_; i += lanes<double>)
+      store(sizes + i, greater(abs<double>(load(column + i)), load(sizes + i)));
+  }
+
+  void begin(int threads) {
+    std::fill_n(row_sizes_.data(), length_, 0.0);
+    for (int i = 0; i < threads; ++i) raise(own_[std::size_t(i)].row_sizes.data(), row_sizes_.data());
+    for (std::atomic<std::int64_t>& dealt : dealt_) dealt.store(0, std::memory_order_relaxed);
+    least_ = infinity;
+    alive_ = 0;
+  }
+
+  void eliminate_panel(Rows<double> A, std::int64_t begin, const double* weights) {
+    for (std::int64_t j = begin; j < std::min(begin + panel_width, A.count); ++j) eliminate(A, begin, j, weights);
+    if (begin + panel_width < A.count) gather(A, begin);
   }
 
   void eliminate(Rows<double> A, std::int64_t begin, std::int64_t j, const double* weights) {
@@ -152,15 +182,17 @@ class Elimination {
 
   // The triangle of M in the rows of the panel's own pivots.
   void gather(Rows<double> A, std::int64_t begin) {
+    auto& triangle = triangles_[begin / panel_width % 2];
     for (int r = 0; r < panel_width; ++r)
       for (int s = 0; s < panel_width; ++s) {
         const int p = pivots_[std::size_t(begin + s)];
-        triangle_[r][s] = s > r && p >= 0 ? A[begin + r][p] : 0;
+        triangle[r][s] = s > r && p >= 0 ? A[begin + r][p] : 0;
       }
   }
 
-  // Eliminates the panel from the columns of one tile: A -= M u, u = triangle^-1 A(pivots).
-  void follow(Rows<double> A, std::int64_t begin, std::int64_t columns) const {
+  // Eliminates a panel from the columns of one tile: A -= M u, u = triangle^-1 A(pivots).
+  void follow(Rows<double> A, std::int64_t begin, std::int64_t columns, const PackedMatrix<double>& panel) const {
+    const auto& triangle = triangles_[begin / panel_width % 2];
     alignas(row_bytes) double u[tile::max_columns][panel_width];  // negative
     const int* const pivots = pivots_.data() + begin;
     for (std::int64_t c = 0; c < columns; ++c)
@@ -168,8 +200,8 @@ class Elimination {
     for (int r = 0; r < panel_width; ++r)
       for (std::int64_t c = 0; c < columns; ++c)
         for (int s = r / lanes<double> * lanes<double>; s < panel_width; s += lanes<double>)
-          store(u[c] + s, load(u[c] + s) - load(triangle_[r] + s) * u[c][r]);
-    panel_.multiply_add(u[0], panel_width, A[0], A.stride, columns, {0, panel_.panels()});
+          store(u[c] + s, load(u[c] + s) - load(triangle[r] + s) * u[c][r]);
+    panel.multiply_add(u[0], panel_width, A[0], A.stride, columns, {0, panel.panels()});
     for (std::int64_t c = 0; c < columns; ++c)
       for (int r = 0; r < panel_width; ++r)
         if (pivots[r] >= 0) A[c][pivots[r]] = 0;
@@ -189,13 +221,14 @@ class Elimination {
 
   double rounding_;
   std::int64_t length_;
-  PackedMatrix<double> panel_;
-  Buffer<double> row_sizes_;  // the largest number of each row of A
-  alignas(row_bytes) double triangle_[panel_width][panel_width];
-  std::vector<int> pivots_;  // the row of each column's; -1: it is dead
+  std::vector<Own> own_;
+  Buffer<double> row_sizes_;                                          // the largest number of each row of A
+  alignas(row_bytes) double triangles_[2][panel_width][panel_width];  // of this panel and the next
+  std::vector<int> pivots_;                                           // the row of each column's; -1: it is dead
   std::vector<double> logs_;
-  double least_ = infinity;  // pivot
-  std::int64_t alive_ = 0;   // columns
+  std::vector<std::atomic<std::int64_t>> dealt_;  // tiles beyond each panel that someone has taken
+  double least_ = infinity;                       // pivot
+  std::int64_t alive_ = 0;                        // columns
 };
 
 }  // namespace bptt

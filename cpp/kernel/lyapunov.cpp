@@ -15,7 +15,7 @@ constexpr double most_steps = 16;  // that go together: numbers that grow n-fold
 constexpr int rest = 16;
 
 // Multiply-adds of a step below which threads would wait for one another longer than they work.
-constexpr double worth_a_barrier = 2e5;
+constexpr double worth_a_barrier = 1e6;
 
 // Modified Gram-Schmidt: A = Q R. A becomes Q, and log diag R is added to log_r. Columns that are zero stay zero.
 void orthonormalize(Team& team, int rank, Rows<double> A, double* log_r) {
@@ -58,7 +58,7 @@ class Growth {
         Q_(Q),
         log_r_(log_r),
         W_(J.n, J.n),
-        eliminate_(J.n, Q.count),
+        eliminate_(J.n, Q.count, threads),
         other_(Q.count * Q.stride),
         scaled_(Q.count * Q.stride) {
     for (int i = 0; i < threads; ++i) own_.push_back({Buffer<double>(Q.stride), Buffer<double>(Q.stride)});
@@ -77,7 +77,6 @@ class Growth {
       double left_out = 0;
       for (std::int64_t s = 0; s < steps; ++s)
         left_out += step(team, rank, t + s, s > 0, s == 0 ? basis : next, next, own);
-      team.barrier();
       eliminate_(team, rank, next, weights(t + steps, own));
       const double spread = eliminate_.spread();
       if (steps > 1 && (spread > most_spread || eliminate_.alive() < alive)) {  // too far: again, one by one

@@ -32,7 +32,7 @@ struct Matrix {
 
   // Returns the logarithms of the pivots.
   std::vector<double> eliminate(int threads, bool weighted) {
-    Elimination elimination(n, k);
+    Elimination elimination(n, k, threads);
     Team::run(threads,
               [&](Team& team, int rank) { elimination(team, rank, rows(), weighted ? weights.data() : nullptr); });
     std::vector<double> logs;

@@ -218,7 +218,7 @@ class _Network:
         h = self._h[begin:end].astype(np.float64)
         if not np.isfinite(h).all():
             t = begin + 1 + int(np.argmin(np.isfinite(h).all(axis=1)))
-            raise FloatingPointError(f"the trajectory is not finite from step t = {t} on")
+            raise FloatingPointError(f"the trajectory must be finite; its state at t = {t} is not")
         log_d = np.empty_like(h)
         _levels.kernel().activate(self._activation, h, None, None, log_d)
         return self._W, log_d
