@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:
         "bptt.torch needs PyTorch, which is not installed: pip install 'bptt[torch]'", name="torch"
     ) from None
 
+from bptt.torch.flow import gradient_flow
 from bptt.torch.module import RNN
 
-__all__ = ["RNN"]
+__all__ = ["RNN", "gradient_flow"]
