@@ -1,5 +1,7 @@
 """`check` agrees with what is right and finds what is wrong."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -72,17 +74,13 @@ def test_a_wrong_kernel_is_found(monkeypatch, name):
     _, rnn, x, y = problem()
     right = _levels.kernel()
 
-    class Wrong:
-        forward, outputs, direct, activate = right.forward, right.outputs, right.direct, right.activate
+    def backward(*args):
+        result = right.backward(*args)
+        sums = args[12]
+        getattr(sums, name).flat[0] *= 1.001
+        return result
 
-        @staticmethod
-        def backward(*args):
-            result = right.backward(*args)
-            sums = args[12]
-            getattr(sums, name).flat[0] *= 1.001
-            return result
-
-    monkeypatch.setattr(_levels, "kernel", lambda: Wrong)
+    monkeypatch.setattr(_levels, "kernel", lambda: SimpleNamespace(**{**vars(right), "backward": backward}))
     report = bptt.check(rnn, x, y)
     wrong = {comparison.name for comparison in report.comparisons if not comparison.passed}
     assert wrong == ({"b_R", "b_I"} if name == "b" else {name})
@@ -94,16 +92,12 @@ def test_a_wrong_state_is_found(monkeypatch):
     _, rnn, x, y = problem()
     right = _levels.kernel()
 
-    class Wrong:
-        outputs, direct, backward, activate = right.outputs, right.direct, right.backward, right.activate
+    def forward(network, x, counts, a, h, threads):
+        result = right.forward(network, x, counts, a, h, threads)
+        a[-1, 0] += 1e-6
+        return result
 
-        @staticmethod
-        def forward(network, x, counts, a, h, threads):
-            result = right.forward(network, x, counts, a, h, threads)
-            a[-1, 0] += 1e-6
-            return result
-
-    monkeypatch.setattr(_levels, "kernel", lambda: Wrong)
+    monkeypatch.setattr(_levels, "kernel", lambda: SimpleNamespace(**{**vars(right), "forward": forward}))
     report = bptt.check(rnn, x, y)
     assert "a" in {comparison.name for comparison in report.comparisons if not comparison.passed}
 

@@ -162,3 +162,26 @@ def test_relative_error_sees_an_error():
     wrong = wanted._replace(W_R=wanted.W_R * (1 + 1e-9))
     with pytest.raises(AssertionError, match="W_R"):
         assert_gradients(bptt.value_and_grad(rnn, x, y, reduction="sum")[1], wrong, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 1000, 1024, 1025, 5000])
+def test_values_are_added_unit_by_unit_from_the_last(kernel, count):
+    values = np.random.default_rng(count).standard_normal(count)
+    for unit in (1, 7, 256, 6000):
+        total = 0.5
+        for begin in reversed(range(0, count, unit)):
+            total = kernel.add_units(values[begin : begin + unit], unit, total)
+        assert kernel.add_units(values, unit, 0.5) == total  # wherever time is cut
+        assert abs(total - 0.5 - values.sum()) <= 1e-13 * (1 + np.abs(values).sum())
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("count", [0, 1, 100, 1024, 3000])
+def test_the_first_index_outside_is_found(kernel, dtype, count):
+    indices = np.random.default_rng(count).integers(7, size=count).astype(dtype)
+    assert kernel.find_outside(indices, 7) == -1
+    for at in {0, count // 2, count - 1} & set(range(count)):
+        for wrong in (-1, 7, np.iinfo(dtype).min, np.iinfo(dtype).max):
+            spoilt = indices.copy()
+            spoilt[at], spoilt[at + 1 :] = wrong, -5
+            assert kernel.find_outside(spoilt, 7) == at

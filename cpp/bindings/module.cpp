@@ -10,6 +10,7 @@ namespace py = pybind11;
 namespace bptt::bindings {
 void bind_activation(py::module_& m);
 void bind_chain(py::module_& m);
+void bind_columns(py::module_& m);
 void bind_jacobian(py::module_& m);
 void bind_lyapunov(py::module_& m);
 void bind_segment(py::module_& m);
@@ -19,6 +20,7 @@ void bind_stream(py::module_& m);
 PYBIND11_MODULE(BPTT_MODULE, m) {
   bptt::bindings::bind_activation(m);
   bptt::bindings::bind_chain(m);
+  bptt::bindings::bind_columns(m);
   bptt::bindings::bind_jacobian(m);
   bptt::bindings::bind_lyapunov(m);
   bptt::bindings::bind_segment(m);

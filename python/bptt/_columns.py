@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from bptt import _levels
 from bptt._kernel import Array, row_length
+from bptt._memory import contiguous
 
 _FLOAT64 = np.dtype(np.float64)
 _STEPS = 4096
@@ -165,16 +167,7 @@ class Columns:
 
     def add(self, total: float, values: Array) -> float:
         """The total and the values of a segment's columns: unit by unit, the last first, however time is cut."""
-        unit = self.unit * self.size
-        if values.dtype != _FLOAT64:
-            values = values.astype(_FLOAT64)
-        whole = len(values) // unit * unit
-        if whole < len(values):
-            total += float(np.add.reduce(values[whole:] if whole else values))
-        if whole:
-            for part in reversed(np.add.reduce(values[:whole].reshape(-1, unit), axis=1).tolist()):
-                total += part
-        return total
+        return _levels.kernel().add_units(contiguous(values, _FLOAT64), self.unit * self.size, total)
 
     def block(self, packed: Array, segment: Segment) -> Array:
         """The packed columns of a segment as (L, B, ...), zero beyond a length: a view where no step is missing."""

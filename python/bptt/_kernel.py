@@ -149,6 +149,23 @@ class Kernel(Protocol):
         """Gradient of one segment. Returns the last column (first on the way back) whose delta is not finite, or -1."""
         ...
 
+    def add_units(
+        self,
+        values: Array,  # float64, contiguous
+        unit: int,
+        total: float,
+    ) -> float:
+        """The total with the values added: ``unit`` after ``unit``, counted from the first, the last of them first."""
+        ...
+
+    def find_outside(
+        self,
+        indices: Array,  # int32 or int64, contiguous
+        limit: int,
+    ) -> int:
+        """The first position of what is not in 0 .. limit-1, or -1."""
+        ...
+
     def activate(
         self,
         activation: int,

@@ -135,6 +135,17 @@ def activate(activation: int, h: Array, a: Array | None, d: Array | None, log_d:
             out[...] = function(h.astype(float))
 
 
+def add_units(values: Array, unit: int, total: float) -> float:
+    for begin in reversed(range(0, len(values), unit)):
+        total += float(values[begin : begin + unit].sum())
+    return total
+
+
+def find_outside(indices: Array, limit: int) -> int:
+    outside = (indices < 0) | (indices >= limit)
+    return int(np.argmax(outside)) if outside.any() else -1
+
+
 def _are_tokens(x: Array) -> bool:
     return x.ndim == 1
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from bptt import _levels
 from bptt._columns import Columns, Segment
 from bptt._kernel import Array
 from bptt._memory import contiguous
 from bptt._validate import Slices
 
 _INT32 = np.dtype(np.int32)
-_UNSIGNED = {np.dtype(f"{kind}{size}"): np.dtype(f"u{size}") for kind in "iu" for size in (1, 2, 4, 8)}
+_INT64 = np.dtype(np.int64)
 
 
 def place(segment: Segment, column: int) -> str:
@@ -101,13 +102,14 @@ class Indices(Stream):
         self.symbol, self.limit = symbol, limit
 
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
-        indices = self.columns(segment)
+        given = self.columns(segment)
         if weights is not None:
-            indices = np.where(weights != 0, indices, 0)
-        if not indices.dtype.isnative:
-            indices = indices.astype(indices.dtype.newbyteorder("="))
-        if np.maximum.reduce(indices.view(_UNSIGNED[indices.dtype])) >= self.limit:  # what is negative is huge there
-            column = int(np.argmax((indices < 0) | (indices >= self.limit)))
+            given = np.where(weights != 0, given, 0)
+        indices = given
+        if self._flat is None:
+            indices = contiguous(given, _INT32 if np.can_cast(given.dtype, _INT32) else _INT64)  # uint64 may turn < 0
+        column = _levels.kernel().find_outside(indices, self.limit)
+        if column >= 0:
             wanted = f"{self.name} must be in 0..{self.symbol}-1 with {self.symbol} = {self.limit}"
-            raise ValueError(f"{wanted}; got {indices[column]} {place(segment, column)}")
-        return indices if indices.dtype == _INT32 and self._flat is not None else contiguous(indices, _INT32)
+            raise ValueError(f"{wanted}; got {given[column]} {place(segment, column)}")
+        return indices if indices.dtype == _INT32 else indices.astype(_INT32)

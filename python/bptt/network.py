@@ -98,7 +98,7 @@ class RNN:
     p: int = field(init=False)
     m: int = field(init=False)
     dtype: np.dtype[Any] = field(init=False)
-    _codes: tuple[int, int, int, int] = field(init=False)  # the four choices as a level takes them
+    _for_numbers: Network = field(init=False)  # as a level takes it, for inputs that are numbers
 
     def __init__(
         self,
@@ -141,8 +141,11 @@ class RNN:
         )
         views = {name: read_only(contiguous(array, dtype)) for name, array in weights.items()}
         sizes = {"n": n, "p": inputs.shape[1], "m": m, "dtype": dtype}
-        for name, value in {**dict.fromkeys(WEIGHTS), **views, **names, **sizes, "_codes": codes}.items():
+        for name, value in {**dict.fromkeys(WEIGHTS), **views, **names, **sizes}.items():
             object.__setattr__(self, name, value)
+        b = views.get("b_R") if b_I is None else views["b_I"] if b_R is None else views["b_R"] + views["b_I"]
+        network = Network(views["W_R"], views["W_I"], views.get("W_O"), b, views.get("b_O"), *codes)
+        object.__setattr__(self, "_for_numbers", network)
 
     @property
     def size(self) -> int:
@@ -391,19 +394,11 @@ class RNN:
 
     def _network(self, tokens: bool) -> Network:
         """The network as a level takes it; for tokens with W_I by columns, which are then looked up."""
-        b_R, b_I = self.b_R, self.b_I
-        W_I = self.W_I
-        if tokens:
-            W_I = aligned(self.p, self.n, self.dtype)
-            W_I[:, : self.n] = self.W_I.T
-        return Network(
-            self.W_R,
-            W_I,
-            self.W_O,
-            b_R if b_I is None else b_I if b_R is None else b_R + b_I,
-            self.b_O,
-            *self._codes,
-        )
+        if not tokens:
+            return self._for_numbers
+        W_I = aligned(self.p, self.n, self.dtype)
+        W_I[:, : self.n] = self.W_I.T
+        return self._for_numbers._replace(W_I=W_I)
 
 
 def _rebuild(weights: dict[str, Array], choices: dict[str, str]) -> RNN:
