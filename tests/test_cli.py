@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from bptt import checking
 from bptt.character_model import CharacterModel
 from bptt.cli import app, terminal
 from bptt.cli.demo import error_norms
+from bptt.flow import Verdict
 from bptt.text import Vocabulary
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 12 + "pack my box with five dozen liquor jugs\n" * 9
@@ -270,8 +272,10 @@ def test_demo_keeps_its_promises(tmp_path) -> None:
     }
     assert len(found["sample"]) == 400
     assert [len(norms) for norms in found["gradient_norms"].values()] == [201, 201]
-    assert sorted(os.listdir(output)) == ["bptt-demo.png", "bptt-demo.safetensors"]
-    assert (output / "bptt-demo.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir(output)) == ["bptt-demo-flow.png", "bptt-demo.png", "bptt-demo.safetensors"]
+    for figure in ("bptt-demo.png", "bptt-demo-flow.png"):
+        assert (output / figure).read_bytes().startswith(b"\x89PNG")
+    assert found["gradient_flow"]["verdict"] in get_args(Verdict)
     model = CharacterModel.load(found["files"]["model"])
     assert model.rnn.n == 128 and len(model.vocabulary) == found["text"]["vocabulary"]
 
@@ -279,9 +283,12 @@ def test_demo_keeps_its_promises(tmp_path) -> None:
 def test_demo_in_words(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = run("demo", "--seconds", 0.2).stdout
-    for part in ("order-0 entropy", "before training", "after training", "W_R", "lag k", "1e+00 |"):
+    for part in ("order-0 entropy", "before training", "after training", "W_R", "lag k", "1e+00 |", "Lyapunov"):
         assert part in words
-    assert words.rstrip().splitlines()[-1].startswith("Wrote the figure bptt-demo.png and the model bptt-demo.safetens")
+    assert words.rstrip().splitlines()[-1] == (
+        "Wrote the figures bptt-demo.png and bptt-demo-flow.png, and the model bptt-demo.safetensors; "
+        "try: bptt sample bptt-demo.safetensors"
+    )
 
 
 def test_demo_says_before_the_work_that_it_cannot_write(tmp_path) -> None:

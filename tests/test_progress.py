@@ -25,6 +25,7 @@ CALLS = {
     "forward": lambda rnn, x, y, **more: bptt.forward(rnn, x, **more),
     "backward": lambda rnn, x, y, **more: bptt.backward(rnn, x, bptt.forward(rnn, x), d_final=np.ones(rnn.n), **more),
     "all states": bptt.value_and_grad,
+    "errors": lambda rnn, x, y, **more: bptt.errors(rnn, bptt.forward(rnn, x), y, **more),
     "budget": lambda *arguments, **more: bptt.value_and_grad(*arguments, memory=600_000, **more),
 }
 
@@ -49,6 +50,56 @@ def test_the_result_does_not_depend_on_it(problem, call):
             assert np.array_equal(one.ravel(), other.ravel())
         elif isinstance(one, float):
             assert one == other
+
+
+LONG = {
+    "product_chain": lambda rnn, x, y, **more: bptt.product_chain(rnn, bptt.forward(rnn, x), 1, -1, **more).log_norm(),
+    "chain_norms": lambda rnn, x, y, **more: bptt.chain_norms(rnn, bptt.forward(rnn, x), max_lag=40, **more),
+    "chain_norms, one": lambda rnn, x, y, **more: bptt.chain_norms(rnn, bptt.forward(rnn, x), stops=[-1], **more),
+    "chain_norms, vectors": lambda rnn, x, y, **more: bptt.chain_norms(
+        rnn, bptt.forward(rnn, x), stops=[-1, 500], vectors=np.eye(2, rnn.n), **more
+    ),
+    "contributions": lambda rnn, x, y, **more: bptt.contributions(rnn, bptt.forward(rnn, x), y, max_lag=40, **more),
+    "per_step_gradients": lambda rnn, x, y, **more: bptt.per_step_gradients(
+        rnn, bptt.forward(rnn, x), y, stops=range(0, STEPS, 100), **more
+    ),
+    "state_jacobian": lambda rnn, x, y, **more: bptt.state_jacobian(rnn, x, **more),
+    "recursion": lambda rnn, x, y, **more: bptt.state_jacobian(rnn, x, method="recursion", **more),
+    "lyapunov_spectrum": lambda rnn, x, y, **more: (
+        bptt.lyapunov_spectrum(rnn, bptt.forward(rnn, x), warm_up=300, **more).exponents
+    ),
+    "gradient_flow": lambda rnn, x, y, **more: bptt.gradient_flow(rnn, x, y, **more).contributions,
+    "truncation_bias": lambda *arguments, **more: bptt.truncation_bias(*arguments, k1=50, k2=100, **more).angle,
+}
+
+
+@pytest.mark.parametrize("call", LONG)
+def test_the_microscope_tells_too(problem, call, monkeypatch):
+    monkeypatch.setattr("bptt._factors._FLOP", 10_000)  # smaller pieces
+    monkeypatch.setattr("bptt.lyapunov._FLOP", 10_000)
+    monkeypatch.setattr("bptt.jacobian._FLOP", 10_000)
+    rnn, x, y = problem
+    if call == "chain_norms, one":  # which is compressed
+        rnn = network(n=33)
+        y = targets(np.random.default_rng(0), rnn, STEPS)
+    told = []
+    result = LONG[call](rnn, x, y, progress=told.append)
+    assert len(told) >= 8
+    assert 0 < told[0] < 0.5
+    assert told == sorted(told)
+    assert told[-2] < told[-1] == 1.0
+    assert max(np.diff([0, *told])) < 0.4
+    np.testing.assert_array_equal(result, LONG[call](rnn, x, y))
+    for wrong in (1, "bar"):
+        with pytest.raises(TypeError, match="progress must be True, False or a callable"):
+            LONG[call](rnn, x, y, progress=wrong)
+
+
+def test_the_microscope_draws_a_bar(problem, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bptt.gradient_flow(*problem, progress=True)
+    out, err = capsys.readouterr()
+    assert "%" in err and not out
 
 
 def test_no_steps(problem):

@@ -1,13 +1,17 @@
 """Characters as tokens: nothing lost, nothing reordered, nothing seen twice."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptt.text import Vocabulary, blocks, entropy, python_topics, read_text, split, streams
+import bptt.text
+from bptt.character_model import CharacterModel
+from bptt.text import Vocabulary, blocks, entropy, python_topics, read_text, read_tokens, split, streams
+from bptt.train import Settings, Training
 
 
 @given(st.text(min_size=1))
@@ -37,24 +41,60 @@ def test_encode_names_the_character_it_does_not_know(text: str, named: str) -> N
         Vocabulary.of("abc").encode(text)
 
 
-def test_read_text_keeps_every_character(tmp_path) -> None:
-    path = tmp_path / "text"
-    path.write_bytes("a\r\nß𝄞\x00".encode())
-    assert read_text(path) == "a\r\nß𝄞\x00"
+@pytest.fixture(params=[1, 2, 3, 1 << 18])
+def piece(request, monkeypatch) -> None:
+    """Bytes read at a time: fewer than a character has, some, or all."""
+    monkeypatch.setattr(bptt.text, "PIECE", request.param)
 
 
-def test_read_text_names_file_and_offset_of_a_wrong_byte(tmp_path) -> None:
+def test_a_file_is_read_as_it_stands(tmp_path, piece) -> None:
+    path, text = tmp_path / "text", "a\r\nß𝄞\x00b"
+    path.write_bytes(text.encode())
+    assert read_text(path) == text
+    vocabulary, tokens = read_tokens(path)
+    assert vocabulary == Vocabulary.of(text)
+    assert tokens.dtype == np.uint8 and vocabulary.decode(tokens) == text
+    larger = Vocabulary.of(text + "xyz")
+    assert larger.decode(read_tokens(path, larger)[1]) == text
+    with pytest.raises(ValueError, match=r"U\+1D11E\) at position 4"):
+        read_tokens(path, Vocabulary.of(text.replace("𝄞", "")))
+
+
+@pytest.mark.parametrize("read", [read_text, read_tokens])
+def test_a_wrong_byte_is_named_by_file_and_offset(tmp_path, piece, read) -> None:
     path = tmp_path / "latin1.txt"
     path.write_bytes("é".encode() + "Zoë".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin1\.txt is not UTF-8: byte 0xeb at offset 4"):
-        read_text(path)
+        read(path)
+    path.write_bytes("Zoé".encode()[:-1])
+    with pytest.raises(ValueError, match=r"byte 0xc3 at offset 2 \(unexpected end of data\)"):
+        read(path)
 
 
-def test_read_text_refuses_an_empty_file(tmp_path) -> None:
+@pytest.mark.parametrize("read", [read_text, read_tokens])
+def test_an_empty_file_is_refused(tmp_path, read) -> None:
     path = tmp_path / "void"
     path.touch()
     with pytest.raises(ValueError, match="void is empty"):
-        read_text(path)
+        read(path)
+
+
+def test_tokens_of_many_characters_take_more_bytes(tmp_path) -> None:
+    path, text = tmp_path / "text", "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    path.write_text(text, "utf-8")
+    assert read_tokens(path)[1].dtype == np.uint16
+
+
+def test_a_text_never_lies_in_memory_as_a_whole(tmp_path) -> None:
+    path = tmp_path / "text"
+    path.write_text("to be or not to be, " * 1_000_000)
+    tracemalloc.start()
+    vocabulary, tokens = read_tokens(path)
+    training = Training(CharacterModel.random(vocabulary, 8), split(tokens)[0], Settings(hidden=8))
+    next(training.run(epochs=1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(tokens) == 20_000_000 and peak < 16e6
 
 
 def test_entropy_of_known_distributions() -> None:

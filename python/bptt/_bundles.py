@@ -10,6 +10,7 @@ import numpy as np
 from bptt._factors import Chain, pieces
 from bptt._kernel import Array, Bundles, Factors
 from bptt._memory import aligned
+from bptt._progress import Tick
 from bptt._validate import as_array, integer, memory_size
 
 _FLOAT64 = np.dtype(np.float64)
@@ -99,8 +100,13 @@ class Stops:
                 yield slice(start, i)
                 start = i
 
+    def work(self, most: int, least: int) -> int:
+        """How many factors the groups meet, down to k = least."""
+        ends = ((int(self.t[group][0]), int(self.t[group][-1])) for group in self.groups(most))
+        return sum(max(0, last - max(least, first - self.lags + 1)) for first, last in ends)
 
-def walk(chain: Chain, bundles: Bundles, least: int) -> Iterator[Factors]:
-    """The factors that some bundle meets, down to k = least, the last first."""
+
+def walk(chain: Chain, bundles: Bundles, least: int, tick: Tick | None) -> Iterator[Factors]:
+    """The factors that some bundle meets, down to k = least, the last first. ``tick`` hears of each that was met."""
     first = max(least, int(bundles.stops[0]) - bundles.lags + 1)
-    return pieces(chain, first, int(bundles.stops[-1]), len(bundles.rows))
+    return pieces(chain, first, int(bundles.stops[-1]), len(bundles.rows), tick)

@@ -10,6 +10,7 @@ import numpy as np
 from bptt import _arguments, _levels
 from bptt._kernel import ACTIVATIONS, Array, Factors
 from bptt._memory import aligned, contiguous
+from bptt._progress import Tick
 from bptt._validate import numbers
 from bptt.network import RNN
 from bptt.results import Trajectory
@@ -116,9 +117,12 @@ def network_chain(rnn: Any, trajectory: Any) -> NetworkChain:
     return NetworkChain(rnn, trajectory)
 
 
-def pieces(chain: Chain, least: int, end: int, rows: int) -> Iterator[Factors]:
-    """The factors k = end - 1, ..., least in pieces, for as many rows."""
+def pieces(chain: Chain, least: int, end: int, rows: int, tick: Tick | None) -> Iterator[Factors]:
+    """The factors k = end - 1, ..., least in pieces, for as many rows. ``tick`` hears of each that was met."""
     row = 8 * chain.n * (1 if isinstance(chain, NetworkChain) else chain.n)
     count = max(1, min(_FLOP // (2 * chain.n**2 * rows), _BYTES // row))
     for stop in range(end, least, -count):
-        yield chain.factors(max(least, stop - count), stop)
+        begin = max(least, stop - count)
+        yield chain.factors(begin, stop)
+        if tick:
+            tick(stop - begin)

@@ -25,6 +25,21 @@ def meter(progress: Progress, total: Callable[[], int]) -> AbstractContextManage
     return _SILENT if progress is False else _meter(progress, total())
 
 
+def part(tick: Tick | None, amount: int) -> Progress:
+    """The progress of a call that is so much of the work of another."""
+    if tick is None:
+        return False
+    done = 0
+
+    def show(fraction: float) -> None:
+        nonlocal done
+        if (now := int(fraction * amount)) > done:
+            tick(now - done)
+            done = now
+
+    return show
+
+
 _SILENT: AbstractContextManager[None] = nullcontext()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from bptt._bundles import Stops
 from bptt._kernel import Array
+from bptt._progress import Progress, Tick, meter, part
 from bptt._validate import integer, number
 from bptt.chain import chain_norms
 from bptt.lyapunov import Lyapunov, lyapunov_spectrum
@@ -17,6 +19,9 @@ from bptt.lyapunov import Lyapunov, lyapunov_spectrum
 _MAX_LAG = 200
 _STOPS, _STOPS_OF_EACH, _MULTIPLY_ADDS = 256, (8, 64), 1e11
 _EXPONENTS = 64
+
+#: Progress through a stage of the work on a sequence is told in so many parts.
+STAGE = 1000
 
 #: Of the steps of a sequence, those in which the directions of its Lyapunov exponents align.
 _WARM_UP = 0.1
@@ -64,13 +69,18 @@ class Survey:
         self._contributions: list[Array] = []
         self._spectra: list[Lyapunov] = []
 
-    def look(self, b: int, **chain: Any) -> tuple[Array, Array]:
+    def meter(self, progress: Progress) -> AbstractContextManager[Tick | None]:
+        """For the norms, the exponents and the contributions of each sequence, a stage each."""
+        return meter(progress, lambda: 3 * STAGE * len(self.sequences))
+
+    def look(self, b: int, tick: Tick | None, **chain: Any) -> tuple[Array, Array]:
         """Stops of sequence b and the norms of its chain, which `chain_norms` and `lyapunov_spectrum` take by name."""
         T, given = int(self._steps[b]), self._options.stops
         t = _evenly(T, int(np.clip(self._count, *_STOPS_OF_EACH))) if given is None else given[given <= T]
-        norms = chain_norms(**chain, stops=t, max_lag=self.lags, threads=self._threads)
-        warm_up = int(_WARM_UP * (T - 1))
-        spectrum = lyapunov_spectrum(**chain, k=self._options.exponents, warm_up=warm_up, threads=self._threads)
+        chain |= {"threads": self._threads, "progress": part(tick, STAGE)}
+        norms = chain_norms(**chain, stops=t, max_lag=self.lags)
+        chain["progress"] = part(tick, STAGE)
+        spectrum = lyapunov_spectrum(**chain, k=self._options.exponents, warm_up=int(_WARM_UP * (T - 1)))
         self._stops.append(t)
         self._norms.append(norms)
         self._spectra.append(spectrum)

@@ -13,6 +13,8 @@ from bptt._compression import compressed
 from bptt._direct import Direct
 from bptt._factors import Chain, JacobianChain, NetworkChain, network_chain, pieces
 from bptt._kernel import Array, Bundles, Factors
+from bptt._progress import Progress, Tick, meter
+from bptt._progress import check as check_progress
 from bptt._validate import memory_size, numbers, shape
 from bptt.network import RNN
 from bptt.results import Trajectory
@@ -29,7 +31,7 @@ _GRADIENTS = 12
 
 
 def product_chain(
-    rnn: RNN, trajectory: Trajectory, start: int, stop: int, *, threads: int | None = None
+    rnn: RNN, trajectory: Trajectory, start: int, stop: int, *, threads: int | None = None, progress: Progress = False
 ) -> ScaledMatrix:
     """P(start, stop) = ∂h_stop/∂h_start = (W_R D_{stop-1}) (W_R D_{stop-2}) ... (W_R D_start), D_t = diag sigma'(h_t).
 
@@ -45,7 +47,7 @@ def product_chain(
     start, stop : int
         k and t of P(k, t), start <= stop, in 1 .. T (in form "preactivation" 0 .. T); negative ones count from the end,
         where -1 is T.
-    threads : int, optional
+    threads, progress
         As in `forward`.
 
     Returns
@@ -78,9 +80,11 @@ def product_chain(
         raise ValueError(f"start must not come after stop; got the steps {k} and {t}")
     rows, exponents = identities(1, chain.n)
     bundles = Bundles(np.array([t]), t - k + 1, rows, exponents)
+    check_progress(progress)
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
-    for factors in walk(chain, bundles, k):
-        _check(chain, kernel.advance(factors, bundles, None, None, None, team))
+    with meter(progress, lambda: t - k) as tick:
+        for factors in walk(chain, bundles, k, tick):
+            _check(chain, kernel.advance(factors, bundles, None, None, None, team))
     # Rows have exponents of their own; what is too small beside the largest number to fit float64 counts as zero.
     matrix = rows[:, : chain.n]
     top = int(exponents.max(where=matrix.any(axis=1), initial=0 if not matrix.any() else -(2**62)))
@@ -98,6 +102,7 @@ def chain_norms(
     ord: Order = 2,
     memory: int | str = "1 GB",
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Array:
     """log ‖P(t - lag, t)‖ for chosen t and all lags, P as in `product_chain`.
 
@@ -123,7 +128,7 @@ def chain_norms(
         does, or where that takes too long from the eigenvalues of P P^T: to a relative 1e-12 and a few n eps.
     memory : int or str
         The most that the result may take, in bytes or as "16 MB" or "16 MiB".
-    threads : int, optional
+    threads, progress
         As in `forward`.
 
     Returns
@@ -168,33 +173,42 @@ def chain_norms(
     steps = Stops(chain.steps, stops, max_lag)
     spectral, n = norm_order(ord) == 2, chain.n
     norms = steps.table(memory)
-    if vectors is not None:
-        _vector_norms(chain, steps, _vectors(vectors, steps, n), norms, threads)
-        return steps.given(norms)
+    rows = None if vectors is None else _vectors(vectors, steps, n)
+    check_progress(progress)
     team = _levels.resolve_threads(threads)
-    norms[steps.t >= chain.least, 0] = 0 if spectral else np.log(n) / 2
-    for group in steps.groups(1 if n >= _ALONE else NUMBERS // n**2):
-        t = steps.t[group]
-        leads = None
-        if spectral:
-            leads = zero_rows(len(t), n)
-            leads[:, :n] = np.random.default_rng(0).standard_normal(n)
-        bundles = Bundles(t, steps.lags, *identities(len(t), n))
-        if len(t) == 1:
-            _one_chain(chain, bundles, norms[group], leads, team)
-        else:
-            for factors in walk(chain, bundles, chain.least):
-                _check(chain, _levels.kernel().advance(factors, bundles, norms[group], None, leads, team))
+    if rows is not None:
+        most = max(1, NUMBERS // n)
+    else:
+        most = 1 if n >= _ALONE else NUMBERS // n**2
+        norms[steps.t >= chain.least, 0] = 0 if spectral else np.log(n) / 2
+    with meter(progress, lambda: steps.work(most, chain.least)) as tick:
+        if rows is not None:
+            _vector_norms(chain, steps, most, rows, norms, team, tick)
+            return steps.given(norms)
+        for group in steps.groups(most):
+            t = steps.t[group]
+            leads = None
+            if spectral:
+                leads = zero_rows(len(t), n)
+                leads[:, :n] = np.random.default_rng(0).standard_normal(n)
+            bundles = Bundles(t, steps.lags, *identities(len(t), n))
+            if len(t) == 1:
+                _one_chain(chain, bundles, norms[group], leads, team, tick)
+            else:
+                for factors in walk(chain, bundles, chain.least, tick):
+                    _check(chain, _levels.kernel().advance(factors, bundles, norms[group], None, leads, team))
     return steps.given(norms)
 
 
-def _one_chain(chain: Chain, bundles: Bundles, norms: Array, leads: Array | None, threads: int) -> None:
+def _one_chain(
+    chain: Chain, bundles: Bundles, norms: Array, leads: Array | None, threads: int, tick: Tick | None
+) -> None:
     """The norms of one P along its lags. Its rows become dependent to rounding, and it goes on in fewer of them."""
     k = t = int(bundles.stops[0])
     least, due = max(chain.least, t - bundles.lags + 1), _FIRST_COMPRESSION
 
     def advance(end: int) -> None:
-        for factors in pieces(chain, end, k, len(bundles.rows)):
+        for factors in pieces(chain, end, k, len(bundles.rows), tick):
             _check(chain, _levels.kernel().advance(factors, bundles, norms, None, leads, threads))
 
     while k > least:
@@ -218,6 +232,7 @@ def contributions(
     weights: npt.ArrayLike | None = None,
     memory: int | str = "1 GB",
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Array:
     """log ‖contribution of step k to ∂(w_t E_t)/∂W_R‖ for chosen t and all lags t - k.
 
@@ -235,7 +250,7 @@ def contributions(
         As in `errors`.
     stops, max_lag, memory
         As in `chain_norms`.
-    threads : int, optional
+    threads, progress
         As in `forward`.
 
     Returns
@@ -261,16 +276,19 @@ def contributions(
     chain, direct = _with_errors(rnn, trajectory, y, loss, weights)
     steps = Stops(chain.steps, stops, max_lag)
     logs = steps.table(memory)
-    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
-    for group in steps.groups(max(1, NUMBERS // chain.n)):
-        t, own = steps.t[group], logs[group]
-        mantissas, exponents = direct.parts(t)
-        there = t >= 1
-        own[there, 0] = log_norms(mantissas[there], exponents[there, None]) + log_norms(_before(trajectory, t[there]))
-        bundles = _row_vectors(chain, t, steps.lags, mantissas, exponents)
-        for factors in walk(chain, bundles, 1):
-            offsets = log_norms(_before(trajectory, _range(factors)))
-            _check(chain, kernel.advance(factors, bundles, own, offsets, None, team))
+    check_progress(progress)
+    kernel, team, most = _levels.kernel(), _levels.resolve_threads(threads), max(1, NUMBERS // chain.n)
+    with meter(progress, lambda: steps.work(most, 1)) as tick:
+        for group in steps.groups(most):
+            t, own = steps.t[group], logs[group]
+            mantissas, exponents = direct.parts(t)
+            there = t >= 1
+            own[there, 0] = log_norms(mantissas[there], exponents[there, None])
+            own[there, 0] += log_norms(_before(trajectory, t[there]))
+            bundles = _row_vectors(chain, t, steps.lags, mantissas, exponents)
+            for factors in walk(chain, bundles, 1, tick):
+                offsets = log_norms(_before(trajectory, _range(factors)))
+                _check(chain, kernel.advance(factors, bundles, own, offsets, None, team))
     return steps.given(logs)
 
 
@@ -284,6 +302,7 @@ def per_step_gradients(
     weights: npt.ArrayLike | None = None,
     memory: int | str = "1 GB",
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Array:
     """∂(w_t E_t)/∂W_R for chosen t: what the error of each step alone asks of the recurrent weights (article eq. 3).
 
@@ -291,7 +310,7 @@ def per_step_gradients(
 
     Parameters
     ----------
-    rnn, trajectory, y, loss, weights, threads
+    rnn, trajectory, y, loss, weights, threads, progress
         As in `contributions`.
     stops : integer array of shape (S,), optional
         As in `chain_norms`.
@@ -328,20 +347,22 @@ def per_step_gradients(
             f"stops must be so few that the result fits memory = {memory!r}; "
             f"{len(steps)} stops with n = {n} take {size / 1e6:,.0f} MB"
         )
+    check_progress(progress)
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
     gradients = np.zeros((len(steps), n, n))
-    for group in steps.groups(_GRADIENTS):
-        t, own = steps.t[group], gradients[group]
-        mantissas, exponents = direct.parts(t)
-        there = t >= 1
-        with np.errstate(over="ignore", invalid="ignore"):
-            g = np.ldexp(mantissas[there], np.clip(exponents[there], -5000, 5000)[:, None])
-            own[there] = g[:, :, None] * _before(trajectory, t[there])[:, None, :]
-        bundles = _row_vectors(chain, t, chain.steps + 1, mantissas, exponents)
-        for factors in walk(chain, bundles, 1):
-            a = zero_rows(len(_range(factors)), n)
-            a[:, :n] = _before(trajectory, _range(factors))
-            _check(chain, kernel.accumulate(factors, bundles, a, own, team))
+    with meter(progress, lambda: steps.work(_GRADIENTS, 1)) as tick:
+        for group in steps.groups(_GRADIENTS):
+            t, own = steps.t[group], gradients[group]
+            mantissas, exponents = direct.parts(t)
+            there = t >= 1
+            with np.errstate(over="ignore", invalid="ignore"):
+                g = np.ldexp(mantissas[there], np.clip(exponents[there], -5000, 5000)[:, None])
+                own[there] = g[:, :, None] * _before(trajectory, t[there])[:, None, :]
+            bundles = _row_vectors(chain, t, chain.steps + 1, mantissas, exponents)
+            for factors in walk(chain, bundles, 1, tick):
+                a = zero_rows(len(_range(factors)), n)
+                a[:, :n] = _before(trajectory, _range(factors))
+                _check(chain, kernel.accumulate(factors, bundles, a, own, team))
     finite = np.isfinite(gradients).all(axis=(1, 2))
     if not finite.all():
         t = steps.t[int(np.argmin(finite))]
@@ -361,15 +382,16 @@ def _vectors(vectors: Any, steps: Stops, n: int) -> Array:
     return rows
 
 
-def _vector_norms(chain: Chain, steps: Stops, vectors: Array, norms: Array, threads: int | None) -> None:
-    kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
+def _vector_norms(
+    chain: Chain, steps: Stops, most: int, vectors: Array, norms: Array, threads: int, tick: Tick | None
+) -> None:
     there = steps.t >= chain.least
     norms[there, 0] = log_norms(vectors[there])
     mantissas, exponents = normalised(vectors)
-    for group in steps.groups(max(1, NUMBERS // chain.n)):
+    for group in steps.groups(most):
         bundles = _row_vectors(chain, steps.t[group], steps.lags, mantissas[group], exponents[group])
-        for factors in walk(chain, bundles, chain.least):
-            _check(chain, kernel.advance(factors, bundles, norms[group], None, None, team))
+        for factors in walk(chain, bundles, chain.least, tick):
+            _check(chain, _levels.kernel().advance(factors, bundles, norms[group], None, None, threads))
 
 
 def _with_errors(rnn: RNN, trajectory: Trajectory, y: Any, loss: Any, weights: Any) -> tuple[NetworkChain, Direct]:

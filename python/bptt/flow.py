@@ -15,7 +15,9 @@ from bptt._columns import Columns
 from bptt._factors import NetworkChain
 from bptt._kernel import Array
 from bptt._memory import aligned
-from bptt._survey import Options, Survey
+from bptt._progress import Progress, part
+from bptt._progress import check as check_progress
+from bptt._survey import STAGE, Options, Survey
 from bptt._validate import numbers, shape
 from bptt.certificates import Certificates, bounds, cond_limit_of, slope_range
 from bptt.chain import contributions
@@ -173,6 +175,7 @@ def gradient_flow(
     fraction: float = 0.01,
     cond_limit: float = 1e6,
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Flow:
     """How far back the gradient of a network reaches: whether it vanishes or explodes, how fast, and what proves it.
 
@@ -201,7 +204,7 @@ def gradient_flow(
         See ``Flow.horizon``; in (0, 1).
     cond_limit : float
         As in `certificates`.
-    threads : int, optional
+    threads, progress
         As in `forward`.
 
     Returns
@@ -229,7 +232,8 @@ def gradient_flow(
         others = (rnn, x, y, initial, lengths, loss, weights)
         if any(argument is not None for argument in others):
             raise TypeError("jacobians must be given alone, or with d_states; network, inputs and error are not theirs")
-        return _of_jacobians(jacobians, d_states, (stops, max_lag, k, fraction), threads)
+        check_progress(progress)
+        return _of_jacobians(jacobians, d_states, (stops, max_lag, k, fraction), threads, progress)
     _arguments.network(rnn, readout=y is not None)
     assert rnn is not None
     _, extent = _arguments.inputs(rnn, x)
@@ -240,6 +244,7 @@ def gradient_flow(
         d_states = _arguments.steps("d_states", d_states, extent, "n", rnn.n).reshape(extent.time, extent.size, rnn.n)
     options = Options(rnn.n, extent.time, stops, max_lag, k, fraction)
     limit = cond_limit_of(cond_limit)
+    check_progress(progress)
 
     trajectory = forward(rnn, x, initial, lengths=lengths, nonfinite="raise", threads=threads)
     error = None
@@ -249,18 +254,20 @@ def gradient_flow(
     steps = np.atleast_1d(trajectory.lengths)
     survey = Survey(options, "x", steps, threads)
     slopes = []
-    for b, run in zip(survey.sequences.tolist(), _sequences(trajectory, survey.sequences), strict=True):
-        chain = NetworkChain(rnn, run)
-        t, norms = survey.look(b, rnn=rnn, trajectory=run)
-        if error is not None:
-            arguments = error.of_sequence(b, int(steps[b]))
-            terms = contributions(rnn, run, **arguments, stops=t, max_lag=survey.lags, loss=loss, threads=threads)
-        else:
-            if d_states is not None:
-                norms = survey.carried(_direct(chain, rnn.form, d_states[:, b], t, b), t, rnn=rnn, trajectory=run)
-            terms = norms + _log_activations(run, t, survey.lags)
-        survey.contribute(terms)
-        slopes.append(slope_range(chain))
+    with survey.meter(progress) as tick:
+        for b, run in zip(survey.sequences.tolist(), _sequences(trajectory, survey.sequences), strict=True):
+            chain = NetworkChain(rnn, run)
+            t, norms = survey.look(b, tick, rnn=rnn, trajectory=run)
+            if error is not None:
+                arguments = error.of_sequence(b, int(steps[b]))
+                options_of = {**arguments, "stops": t, "max_lag": survey.lags, "loss": loss, "threads": threads}
+                terms = contributions(rnn, run, **options_of, progress=part(tick, STAGE))
+            else:
+                if d_states is not None:
+                    norms = survey.carried(_direct(chain, rnn.form, d_states[:, b], t, b), t, rnn=rnn, trajectory=run)
+                terms = norms + _log_activations(run, t, survey.lags)
+            survey.contribute(terms)
+            slopes.append(slope_range(chain))
     return Flow(
         **survey.results(),
         of_error=y is not None or d_states is not None,
@@ -268,7 +275,9 @@ def gradient_flow(
     )
 
 
-def _of_jacobians(jacobians: Any, d_states: Any, options: tuple[Any, ...], threads: int | None) -> Flow:
+def _of_jacobians(
+    jacobians: Any, d_states: Any, options: tuple[Any, ...], threads: int | None, progress: Progress
+) -> Flow:
     chains, n = _list("jacobians", jacobians, 3), 0
     for M in chains:
         n = n or M.shape[-1]
@@ -282,11 +291,12 @@ def _of_jacobians(jacobians: Any, d_states: Any, options: tuple[Any, ...], threa
             shape("d_states", d, "T, n", (len(M), n))
     steps = np.array([len(M) for M in chains])
     survey = Survey(Options(n, int(steps.max()), *options), "jacobians", steps, threads)
-    for b in survey.sequences.tolist():
-        t, norms = survey.look(b, jacobians=chains[b])
-        if pulls is not None:
-            norms = survey.carried(_finite(pulls[b][t - 1], b), t, jacobians=chains[b])
-        survey.contribute(norms)
+    with survey.meter(progress) as tick:
+        for b in survey.sequences.tolist():
+            t, norms = survey.look(b, tick, jacobians=chains[b])
+            if pulls is not None:
+                norms = survey.carried(_finite(pulls[b][t - 1], b), t, jacobians=chains[b])
+            survey.contribute(norms)
     return Flow(**survey.results(), of_error=pulls is not None, certificates=None)
 
 

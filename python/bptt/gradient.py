@@ -318,6 +318,7 @@ def errors(
     *,
     loss: str | None = None,
     weights: npt.ArrayLike | None = None,
+    progress: Progress = False,
 ) -> tuple[Array, Array]:
     """The errors w_t E_t of a trajectory, and their direct part g_t = d(w_t E_t)/dh_t.
 
@@ -329,6 +330,8 @@ def errors(
         Of this network.
     y, loss, weights
         As in `value_and_grad`; a callable cannot be had here.
+    progress
+        As in `forward`.
 
     Returns
     -------
@@ -358,22 +361,26 @@ def errors(
     targets, last = _arguments.targets(rnn, y, error, extent)
     assert targets is not None
     step_weights = None if weights is None else _arguments.weights(weights, extent)
+    check_progress(progress)
 
     kernel, network, threads = _levels.kernel(), rnn._network(False), _levels.resolve_threads(None)
     columns, states = trajectory._columns, States(trajectory._a, trajectory._h)
     source = Targets(rnn, columns, extent.axes, error, targets, last, step_weights)
     E: Array = np.zeros(columns.total)
     g = aligned(columns.total, rnn.n, rnn.dtype)
-    for segment in columns.segments():
-        window = states.window(segment)
-        pull = source.pull(segment, window)
-        part = slice(segment.first - extent.size, segment.end - extent.size)
-        if pull.y is None:
-            g[part] = 0
-            continue
-        a, h = window
-        a = a[segment.first - segment.before :]
-        h = h if rnn.readout == "preactivation" else None
-        kernel.direct(network, pull.loss, a, h, pull.y, pull.weights, E[part], g[part], threads)
+    with meter(progress, lambda: columns.steps) as tick:
+        for segment in columns.segments():
+            window = states.window(segment)
+            pull = source.pull(segment, window)
+            part = slice(segment.first - extent.size, segment.end - extent.size)
+            if pull.y is None:
+                g[part] = 0
+            else:
+                a, h = window
+                a = a[segment.first - segment.before :]
+                h = h if rnn.readout == "preactivation" else None
+                kernel.direct(network, pull.loss, a, h, pull.y, pull.weights, E[part], g[part], threads)
+            if tick:
+                tick(segment.t1 - segment.t0)
     E, g = columns.unpack(E, 1), columns.unpack(g[:, : rnn.n], 1)
     return (E, g) if extent.axes == 2 else (E[:, 0], g[:, 0])

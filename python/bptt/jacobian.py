@@ -17,6 +17,8 @@ from bptt._bundles import zero_rows
 from bptt._columns import Segment
 from bptt._kernel import Array
 from bptt._memory import aligned, contiguous
+from bptt._progress import Progress, Tick, meter
+from bptt._progress import check as check_progress
 from bptt._sweep import Sweep
 from bptt._validate import Slices, choice, memory_size
 from bptt.network import RNN
@@ -42,6 +44,7 @@ def state_jacobian(
     nonfinite: Nonfinite = "warn",
     memory: int | str = "1 GB",
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Array:
     """d(state t)/d(wrt), the total derivative of one state (article Thm 1, corrected).
 
@@ -73,7 +76,7 @@ def state_jacobian(
         As in `forward`, and where the derivative leaves the range of float64. One that vanishes becomes 0 in silence.
     memory : int or str
         The most that the result may take, in bytes or as "16 MB" or "16 MiB".
-    threads : int, optional
+    threads, progress
         As in `forward`.
 
     Returns
@@ -101,11 +104,13 @@ def state_jacobian(
     t = step_number("step", step, 0, extent.time)
     choice("method", method, get_args(Method))
     run = _Run(rnn, inputs, extent, t, wrt, initial, nonfinite, memory, threads)
-    if method == "chain":
-        J = run.chain()
-    else:
-        for J in run.recursion(max(1, _FLOP // max(1, 2 * rnn.n**3 * run.q))):  # noqa: B007
-            pass  # the last is wanted
+    check_progress(progress)
+    with meter(progress, lambda: t) as tick:
+        if method == "chain":
+            J = run.chain(tick)
+        else:
+            for J in run.recursion(max(1, _FLOP // max(1, 2 * rnn.n**3 * run.q)), tick):  # noqa: B007
+                pass  # the last is wanted
     if run.sweep.warning:
         warnings.warn(run.sweep.warning, RuntimeWarning, stacklevel=2)
     return np.ascontiguousarray(J)
@@ -207,7 +212,7 @@ class _Run:
         self.sweep = Sweep(rnn, inputs, extent, np.array([steps]), nonfinite, threads)
         self.W = contiguous(rnn.W_R, _FLOAT64)
 
-    def chain(self) -> Array:
+    def chain(self, tick: Tick | None) -> Array:
         """d(state at the last step)/d(wrt), by the sum over k from that step back."""
         n, sweep = self.n, self.sweep
         a, h = self._rows(self.steps + 1), self._rows(self.steps + 1)
@@ -226,6 +231,8 @@ class _Run:
                 i = max(0, j - count)
                 v_ij = None if v is None else v[i:j]
                 finite = sweep.kernel.jacobian_by_chain(self.W, d[i:j], v_ij, P, J, sweep.threads)
+                if tick:
+                    tick(j - i)
             if not P.any():  # it has underflowed, and so would all that is left
                 break
         if J is None:
@@ -235,7 +242,7 @@ class _Run:
             sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite at step t = {self.steps}")
         return J.reshape(n, *self.shape)
 
-    def recursion(self, most: int) -> Iterator[Array]:
+    def recursion(self, most: int, tick: Tick | None = None) -> Iterator[Array]:
         """d(state t)/d(wrt) by the recursion, for t = 0 and after every ``most`` steps or fewer."""
         n, sweep = self.n, self.sweep
         turned = zero_rows(n if self.wrt == "initial" else n * self.q, n)  # a row for each weight
@@ -263,6 +270,8 @@ class _Run:
                 if bad >= 0 and not found:
                     found, t = True, segment.t0 + i + bad + 1
                     sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite: first at step t = {t}")
+                if tick:
+                    tick(j - i)
                 yield result(h[j], segment.t0 + j)
 
     def _rows(self, count: int) -> Array:

@@ -14,6 +14,8 @@ from bptt._bundles import zero_rows
 from bptt._factors import JacobianChain, network_chain
 from bptt._kernel import ACTIVATIONS, Array
 from bptt._memory import contiguous
+from bptt._progress import Progress, meter
+from bptt._progress import check as check_progress
 from bptt._validate import integer
 from bptt.network import RNN
 from bptt.results import Trajectory
@@ -76,6 +78,7 @@ def lyapunov_spectrum(
     window: int | None = None,
     rng: int | np.random.Generator | None = 0,
     threads: int | None = None,
+    progress: Progress = False,
 ) -> Lyapunov:
     """Lyapunov exponents of a network along its inputs, or of a product of given Jacobians.
 
@@ -102,7 +105,7 @@ def lyapunov_spectrum(
         Steps of each window of ``local`` and ``history``, at least 1; the last may be shorter. None: L / 256.
     rng : int, numpy.random.Generator or None
         For the random orthogonal Q_0.
-    threads : int, optional
+    threads, progress
         As in `forward`.
 
     Returns
@@ -160,6 +163,7 @@ def lyapunov_spectrum(
     counted = count - warm_up
     window = max(1, counted // _WINDOWS) if window is None else integer("window", window, 1)
 
+    check_progress(progress)
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
     Q = zero_rows(k, n)
     Q[:, :n] = np.linalg.qr(np.random.default_rng(rng).standard_normal((n, k)))[0].T
@@ -171,12 +175,17 @@ def lyapunov_spectrum(
             matrices, log_d = steps.between(first, min(first + piece, end))
             kernel.grow(matrices, log_d, Q, log_r, team)
             total += log_r
+            if tick:
+                tick(min(piece, end - first))
         return total
 
-    growth(0, warm_up)
     ends = np.append(np.arange(window, counted, window), counted)
     lengths = np.diff(ends, prepend=0)
-    rates = np.array([growth(warm_up + end - length, warm_up + end) for end, length in zip(ends, lengths, strict=True)])
+    with meter(progress, lambda: count) as tick:
+        growth(0, warm_up)
+        rates = np.array(
+            [growth(warm_up + end - length, warm_up + end) for end, length in zip(ends, lengths, strict=True)]
+        )
     history = np.cumsum(rates, axis=0) / ends[:, None]
     errors = _standard_errors(rates[lengths == window] / window)
     return Lyapunov(history[-1], errors, rates / lengths[:, None], history, ends)

@@ -7,14 +7,19 @@ state of the next.
 
 from __future__ import annotations
 
+import codecs
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bptt._kernel import Array
+
+#: Bytes of a file that are read at a time.
+PIECE = 1 << 18
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -37,16 +42,65 @@ def read_text(path: str | os.PathLike[str]) -> str:
     ValueError
         The file is empty, or is not UTF-8: the message names the offset of the first wrong byte.
     """
-    data = Path(path).read_bytes()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})"
-        ) from None
-    if not text:
+    return "".join(_pieces(path))
+
+
+def read_tokens(path: str | os.PathLike[str], vocabulary: Vocabulary | None = None) -> tuple[Vocabulary, Array]:
+    """The tokens of a text of any size: it is read piece by piece, and its tokens lie in a temporary file.
+
+    Parameters
+    ----------
+    path : path
+        A file in UTF-8; it is read twice where no vocabulary is given.
+    vocabulary : Vocabulary, optional
+        None: the characters of the text.
+
+    Returns
+    -------
+    vocabulary : Vocabulary
+    tokens : integer array of shape (N,)
+        As `Vocabulary.encode` gives them, in the smallest unsigned integers; a map of the file, which goes with it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read, or there is no room for the temporary one.
+    ValueError
+        As `read_text` and `Vocabulary.encode`.
+    """
+    if vocabulary is None:
+        vocabulary = Vocabulary("".join(sorted(set().union(*map(set, _pieces(path))))))
+    dtype = np.min_scalar_type(len(vocabulary) - 1)
+    count = 0
+    with tempfile.TemporaryFile() as file:
+        for piece in _pieces(path):
+            vocabulary._encode(piece, count).astype(dtype).tofile(file)
+            count += len(piece)
+        return vocabulary, np.memmap(file, dtype, "r+", shape=(count,))
+
+
+def _pieces(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The text of a file, a piece at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    count = offset = 0
+    with open(path, "rb") as file:
+        while True:
+            data = file.read(PIECE)
+            begun = len(decoder.getstate()[0])  # bytes of a character that the last piece cut
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                at = offset - begun + error.start
+                wrong = error.object[error.start]
+                raise ValueError(f"{path} is not UTF-8: byte 0x{wrong:02x} at offset {at} ({error.reason})") from None
+            if text:
+                yield text
+            count += len(text)
+            offset += len(data)
+            if not data:
+                break
+    if not count:
         raise ValueError(f"{path} is empty")
-    return text
 
 
 def python_topics() -> str:
@@ -114,6 +168,10 @@ class Vocabulary:
         ValueError
             A character is not in the vocabulary: the message names it and its position.
         """
+        return self._encode(text, 0)
+
+    def _encode(self, text: str, begin: int) -> Array:
+        """The tokens of the piece of a text that begins at this position."""
         known, points = _code_points(self.characters), _code_points(text)
         tokens = np.minimum(np.searchsorted(known, points), len(known) - 1).astype(np.int32)
         strange = np.flatnonzero(known[tokens] != points)
@@ -121,7 +179,7 @@ class Vocabulary:
             position = int(strange[0])
             character = text[position]
             raise ValueError(
-                f"character {character!a} (U+{ord(character):04X}) at position {position} "
+                f"character {character!a} (U+{ord(character):04X}) at position {begin + position} "
                 f"is not one of the {len(self)} characters of the vocabulary"
             )
         return tokens

@@ -17,7 +17,7 @@ from bptt._kernel import Array
 from bptt._validate import memory_size
 from bptt.character_model import CharacterModel
 from bptt.gradient import forward, value_and_grad
-from bptt.text import blocks, streams
+from bptt.text import PIECE, blocks, streams
 
 
 def sgd(vector: Array, gradient: Array, moments: Array, update: int, rate: float) -> tuple[Array, Array]:
@@ -177,7 +177,10 @@ class Training:
         self.settings = settings
         self._inputs, self._targets = streams(tokens, settings.batch)
         self._blocks = blocks(len(self._inputs), settings.length)
-        self._digest = hashlib.sha256(np.asarray(tokens, "<i4").tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for i in range(0, len(tokens), PIECE):  # of a text larger than memory
+            digest.update(np.asarray(tokens[i : i + PIECE], "<i4").tobytes())
+        self._digest = digest.hexdigest()
         vector = model.rnn.ravel()
         _, kept = OPTIMIZERS[settings.optimizer]
         moments = np.zeros((kept, vector.size), vector.dtype)

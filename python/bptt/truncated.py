@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bptt import _arguments
 from bptt._arguments import REDUCTIONS, Criterion, Extent, Nonfinite, Reduction
 from bptt._kernel import Array
-from bptt._progress import Progress, meter
+from bptt._progress import Progress, meter, part
 from bptt._progress import check as check_progress
 from bptt._validate import choice, integer, steps
 from bptt.gradient import forward, value_and_grad
@@ -300,12 +300,13 @@ def truncation_bias(
     initial: npt.ArrayLike | None = None,
     threads: int | None = None,
     memory: int | str | None = None,
+    progress: Progress = False,
 ) -> TruncationBias:
     """What truncation does to the gradient: its relative error and the angle it turns by.
 
     Parameters
     ----------
-    rnn, x, y, k1, k2, loss, weights, initial, threads, memory
+    rnn, x, y, k1, k2, loss, weights, initial, threads, memory, progress
         As in `truncated_value_and_grad`.
 
     Returns
@@ -335,8 +336,10 @@ def truncation_bias(
         "threads": threads,
         "memory": memory,
     }
-    _, truncated = truncated_value_and_grad(rnn, x, y, k1=k1, k2=k2, **arguments)
-    _, full = value_and_grad(rnn, x, y, **arguments)
+    check_progress(progress)
+    with meter(progress, lambda: 2000) as tick:
+        _, truncated = truncated_value_and_grad(rnn, x, y, k1=k1, k2=k2, **arguments, progress=part(tick, 1000))
+        _, full = value_and_grad(rnn, x, y, **arguments, progress=part(tick, 1000))
     mine, theirs = truncated.ravel().astype(np.float64), full.ravel().astype(np.float64)
     lengths = float(np.linalg.norm(mine)), float(np.linalg.norm(theirs))
     error = float(np.linalg.norm(mine - theirs)) / lengths[1] if lengths[1] else math.nan

@@ -14,10 +14,14 @@ import numpy.typing as npt
 import typer
 
 import bptt
+from bptt.cli.flow import facts as flow_facts
 from bptt.cli.terminal import Json, log_plot, print_json, require_writable, watch
 
 #: Lags of the decay, and the sequences whose last errors are followed back.
 LAGS, SEQUENCES = 200, 64
+
+#: Steps and sequences that the flow is taken over.
+FLOW_STEPS, FLOW_SEQUENCES = 1000, 4
 
 #: Sequences of the check: its finite differences are some dozen runs of the reference.
 CHECKED = 8
@@ -30,8 +34,8 @@ def demo(
 ) -> None:
     """Train on the text that every Python carries, check the gradient, show how it decays with the lag.
 
-    Writes bptt-demo.safetensors, for `bptt sample`, and bptt-demo.png. With the default --seconds it takes less than a
-    minute.
+    Ends with the trained network's gradient flow. Writes bptt-demo.safetensors, for `bptt sample`, bptt-demo.png and
+    bptt-demo-flow.png. With the default --seconds it takes less than a minute.
     """
     output.mkdir(parents=True, exist_ok=True)
     require_writable(output)
@@ -111,13 +115,23 @@ def _chapters(output: Path, seconds: float, *, quiet: bool) -> Iterator[tuple[st
         + log_plot(medians),
     )
 
-    files = {"model": output / "bptt-demo.safetensors", "figure": output / "bptt-demo.png"}
+    batch = np.s_[:FLOW_STEPS, :FLOW_SEQUENCES]
+    flow = bptt.gradient_flow(model.rnn, inputs[batch], targets[batch], max_lag=LAGS)
+    yield "gradient_flow", flow_facts(flow), f"The trained network's gradient flow:\n{flow}"
+
+    files = {
+        "model": output / "bptt-demo.safetensors",
+        "figure": output / "bptt-demo.png",
+        "flow": output / "bptt-demo-flow.png",
+    }
     training.save(files["model"])
     gradient_decay(norms, title="How far back the gradient of one error reaches").savefig(files["figure"])
+    flow.plot().savefig(files["flow"])
     yield (
         "files",
         files,
-        f"Wrote the figure {files['figure']} and the model {files['model']}; try: bptt sample {files['model']}",
+        f"Wrote the figures {files['figure']} and {files['flow']}, and the model {files['model']}; "
+        f"try: bptt sample {files['model']}",
     )
 
 

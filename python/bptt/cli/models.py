@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bptt._kernel import Array
 from bptt.character_model import CharacterModel
 from bptt.cli.terminal import Json, print_json, require_writable, watch
-from bptt.text import Vocabulary, entropy, read_text, split
+from bptt.text import entropy, read_tokens, split
 from bptt.train import Progress, Settings, Training
 
 #: Time to train where no limit is given.
@@ -25,7 +24,7 @@ SAVE_SECONDS = 60.0
 
 
 def train(
-    file: Annotated[Path, typer.Argument(help="A text in UTF-8; its last tenth is held out.")],
+    file: Annotated[Path, typer.Argument(help="A text in UTF-8, of any size; its last tenth is held out.")],
     hidden: Annotated[int | None, typer.Option(help="Hidden units.", show_default=str(Settings.hidden))] = None,
     length: Annotated[int | None, typer.Option(help="Steps in a block.", show_default=str(Settings.length))] = None,
     tbptt: Annotated[
@@ -68,7 +67,6 @@ def train(
     if tbptt is not None and length is not None:
         raise ValueError("--tbptt K1 K2 stands instead of --length: give one of them")
     length, window = tbptt or (length, None)
-    text = read_text(file)
     choices = {
         "hidden": hidden,
         "length": length,
@@ -79,23 +77,29 @@ def train(
         "clip": clip,
         "seed": seed,
     }
-    given = {name: value for name, value in choices.items() if value is not None}
-    training, held_out = _resumed(path, text, given) if resume else _fresh(text, given)
+    given: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
+    vocabulary, tokens = read_tokens(file, CharacterModel.load(path).vocabulary if resume else None)
+    text, held_out = split(tokens)
+    if resume:
+        training = Training.load(path, text, **given)
+    else:
+        settings = Settings(**given)
+        training = Training(CharacterModel.random(vocabulary, settings.hidden, seed=settings.seed), text, settings)
     if epochs is None and seconds is None:
         seconds = SECONDS
     run = training.run(epochs=epochs, seconds=seconds, memory=memory)
     model = training.state.model
     facts = {
         "file": file,
-        "characters": len(text),
-        "vocabulary": len(model.vocabulary),
+        "characters": len(tokens),
+        "vocabulary": len(vocabulary),
         "held_out": len(held_out),
         "order_0_entropy": entropy(held_out),
         "before": model.bits_per_character(held_out),
     }
     if not json:
         print(
-            f"{file}: {len(text):,} characters, {len(model.vocabulary)} different; the last {len(held_out):,} are held "
+            f"{file}: {len(tokens):,} characters, {len(vocabulary)} different; the last {len(held_out):,} are held "
             f"out, order-0 entropy {facts['order_0_entropy']:.3f} bits per character",
             flush=True,
         )
@@ -123,19 +127,6 @@ def train(
         print(f"{'interrupted: ' if interrupted else ''}wrote {path} at epoch {training.epochs:.2f}")
     if interrupted:
         raise typer.Exit(130)
-
-
-def _fresh(text: str, given: Mapping[str, Any]) -> tuple[Training, Array]:
-    """A training from its beginning, and the text held out."""
-    settings, vocabulary = Settings(**given), Vocabulary.of(text)
-    tokens, held_out = split(vocabulary.encode(text))
-    return Training(CharacterModel.random(vocabulary, settings.hidden, seed=settings.seed), tokens, settings), held_out
-
-
-def _resumed(path: Path, text: str, given: Mapping[str, Any]) -> tuple[Training, Array]:
-    """The training that a file holds, and the text held out."""
-    tokens, held_out = split(CharacterModel.load(path).vocabulary.encode(text))
-    return Training.load(path, tokens, **given), held_out
 
 
 def _save_now_and_then(training: Training, run: Iterable[Progress], path: Path) -> None:
