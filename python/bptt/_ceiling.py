@@ -18,7 +18,13 @@ _READ = 2**28  # bytes a try and thread: a few milliseconds
 
 
 def matrix_product(dtype: str, threads: int) -> float:
-    """Flop a second of the best library at hand (NumPy's or PyTorch's), on large square matrices.
+    """Flop a second of the best library at hand, on large square matrices."""
+    flop, products = matrix_products(dtype, threads)
+    return flop / min(_best(product) for product in products)
+
+
+def matrix_products(dtype: str, threads: int) -> tuple[int, list[Callable[[], Any]]]:
+    """The flop of a product of large square matrices, and that product by each library at hand, NumPy and PyTorch.
 
     NumPy's pool cannot be told how large to be, so it takes part where ``threads`` is every processor allowed.
     """
@@ -34,11 +40,15 @@ def matrix_product(dtype: str, threads: int) -> float:
         if not products:
             products.append(lambda: a @ b)
     else:
-        torch.set_num_threads(threads)
         left, right = torch.from_numpy(a), torch.from_numpy(b)
         result = torch.empty_like(left)
-        products.append(lambda: torch.matmul(left, right, out=result))
-    return 2 * _SIZE**3 / min(_best(product) for product in products)
+
+        def with_torch() -> None:
+            torch.set_num_threads(threads)
+            torch.matmul(left, right, out=result)
+
+        products.append(with_torch)
+    return 2 * _SIZE**3, products
 
 
 def read(size: int, threads: int) -> float:

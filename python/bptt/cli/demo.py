@@ -21,7 +21,7 @@ from bptt.cli.terminal import Json, log_plot, print_json, require_writable, watc
 LAGS, SEQUENCES = 200, 64
 
 #: Steps and sequences that the flow is taken over.
-FLOW_STEPS, FLOW_SEQUENCES = 1000, 4
+FLOW_STEPS, FLOW_SEQUENCES = 1000, 1
 
 #: Sequences of the check: its finite differences are some dozen runs of the reference.
 CHECKED = 8
