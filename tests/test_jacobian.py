@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import bptt
-from bptt import _levels, reference
+from bptt import _levels, jacobian, reference
 from bptt import reference_microscope as microscope
 from bptt._bundles import zero_rows
 from bptt._columns import segment_steps
+from bptt._rest import cannot_matter
 from support import ACTIVATIONS, network, relative_error, specification
 
 EPS = np.finfo(float).eps
@@ -208,7 +209,7 @@ def test_levels_agree_and_threads_change_no_bit(kernel, source, n, q):
         assert moved.tobytes() == by_recursion(kernel, threads, 1).tobytes()
 
 
-# Vanishing, exploding, online -----------------------------------------------------------------------------------------
+# Vanishing and exploding ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -264,6 +265,67 @@ def test_the_first_step_that_is_not_finite_is_named(level):
     with pytest.raises(FloatingPointError, match="by initial is not finite at step t = 600"):
         bptt.state_jacobian(rnn, np.zeros((600, 1)), wrt="initial", nonfinite="raise")
     assert bptt.state_jacobian(rnn, np.zeros((600, 1)), wrt="initial", step=511) == 4.0**511
+
+
+# The rest of a long sum -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["tanh", "elu", "relu"])
+@pytest.mark.parametrize("wrt", ["W_R", "W_I", "b_R"])
+def test_what_is_left_out_of_a_long_sum_changes_no_bit(level, monkeypatch, wrt, activation):
+    rng = np.random.default_rng(12)
+    rnn = network(n=12, activation=activation, gain=0.8)
+    x = rng.standard_normal((900, rnn.p))
+    monkeypatch.setattr(jacobian, "_FLOP", 1)  # asked after each 96 steps
+    answers = []
+
+    def spy(*arguments):
+        answers.append(cannot_matter(*arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(jacobian, "cannot_matter", spy)
+    mine = bptt.state_jacobian(rnn, x, wrt=wrt)
+    assert answers.count(True) == 1 or activation == "relu"  # where sums of zeros may be left, and all is added
+    monkeypatch.setattr(jacobian, "cannot_matter", lambda *arguments: False)
+    assert mine.tobytes() == bptt.state_jacobian(rnn, x, wrt=wrt).tobytes()
+
+
+def test_what_vanishes_may_come_back(level):
+    """200 steps of decay by e^-100, and before them 200 of growth: all of it, none of it or too little comes back."""
+    rng = np.random.default_rng(13)
+    n = 5
+    kernel, P = _levels.kernel(), 1e-30 * rng.standard_normal((n, n))
+    J = rng.uniform(1, 2, (n, n, n))
+    W = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    for growth, rest_matters in ((1.0, True), (0.6, True), (0.4, False), (-1.0, False)):
+        d = np.exp(np.repeat([growth, -0.5], 200))[:, None] * np.ones(n)  # in order of time
+        v = rng.standard_normal((400, n))
+        for cut in (400, 130, 1):  # into pieces
+            pieces = [(d[max(0, i - cut) : i], v[max(0, i - cut) : i]) for i in range(400, 0, -cut)]
+            assert cannot_matter(P, J, W, pieces, kernel, 1) is not rest_matters
+
+
+def test_a_source_that_has_not_been_met_matters_however_late(level):
+    rng = np.random.default_rng(14)
+    n = 5
+    kernel, P, W = _levels.kernel(), 1e-200 * rng.standard_normal((n, n)), 0.5 * np.eye(n)
+    J = rng.uniform(1, 2, (n, n, 4))
+    J[:, :, 3] = 0
+    d = np.ones((50, n))
+    tokens = rng.integers(3, size=50, dtype=np.int32)
+    assert cannot_matter(P, J, W, [(d, tokens)], kernel, 1)
+    assert cannot_matter(P, J, W, [(d, np.eye(4)[tokens])], kernel, 1)
+    tokens[7] = 3
+    assert not cannot_matter(P, J, W, [(d, tokens)], kernel, 1)
+    assert not cannot_matter(P, J, W, [(d, np.eye(4)[tokens])], kernel, 1)
+    J[:, :, 3] = 1
+    J[2] = 0  # what a dead unit's derivative is
+    assert not cannot_matter(P, J, W, [(d, tokens)], kernel, 1)
+    P[2] = 0
+    assert cannot_matter(P, J, W, [(d, tokens)], kernel, 1)
+
+
+# Online ---------------------------------------------------------------------------------------------------------------
 
 
 def test_online_jacobians_are_the_callers_own(level):

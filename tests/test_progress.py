@@ -63,7 +63,11 @@ LONG = {
     "per_step_gradients": lambda rnn, x, y, **more: bptt.per_step_gradients(
         rnn, bptt.forward(rnn, x), y, stops=range(0, STEPS, 100), **more
     ),
-    "state_jacobian": lambda rnn, x, y, **more: bptt.state_jacobian(rnn, x, **more),
+    "state_jacobian": lambda rnn, x, y, **more: bptt.state_jacobian(
+        bptt.RNN.random(3, 6, activation="identity"),  # whose chains do not vanish
+        x,
+        **more,
+    ),
     "recursion": lambda rnn, x, y, **more: bptt.state_jacobian(rnn, x, method="recursion", **more),
     "lyapunov_spectrum": lambda rnn, x, y, **more: (
         bptt.lyapunov_spectrum(rnn, bptt.forward(rnn, x), warm_up=300, **more).exponents

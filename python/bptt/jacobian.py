@@ -19,6 +19,7 @@ from bptt._kernel import Array
 from bptt._memory import aligned, contiguous
 from bptt._progress import Progress, Tick, meter
 from bptt._progress import check as check_progress
+from bptt._rest import cannot_matter
 from bptt._sweep import Sweep
 from bptt._validate import Slices, choice, memory_size
 from bptt.network import RNN
@@ -28,9 +29,12 @@ Method = Literal["chain", "recursion"]
 
 _FLOAT64 = np.dtype(np.float64)
 
-#: Floating-point operations of one piece of steps: some tens of milliseconds, between which Ctrl-C is heard.
-_FLOP = 2_000_000_000
+#: Floating-point operations of one piece of steps: a millisecond or two, between which Ctrl-C is heard.
+_FLOP = 100_000_000
 _BLOCK = 96  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
+
+#: P(k,t) by the sum so far, at the most, before it is asked whether the rest of a long sum can still matter.
+_SMALL = 2.0**-70
 
 
 def state_jacobian(
@@ -68,8 +72,9 @@ def state_jacobian(
         t in 0 .. T; negative ones count from the end, where -1 is T.
     method : {"chain", "recursion"}
         The sum above from its last term back, n^2 (n + q) multiply-adds a step where v_k = a_{k-1}, x_k or 1 has q
-        numbers; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from k = 1 on (article Lemma 2, corrected; real-time recurrent
-        learning, Williams 1989), n^3 q multiply-adds a step. They agree to rounding.
+        numbers, over as many steps as change a bit of the result; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from k = 1
+        on (article Lemma 2, corrected; real-time recurrent learning, Williams 1989), n^3 q multiply-adds a step. They
+        agree to rounding.
     initial : array of shape (n,), optional
         As in `forward`.
     nonfinite : {"warn", "raise", "ignore"}
@@ -109,7 +114,7 @@ def state_jacobian(
         if method == "chain":
             J = run.chain(tick)
         else:
-            for J in run.recursion(max(1, _FLOP // max(1, 2 * rnn.n**3 * run.q)), tick):  # noqa: B007
+            for J in run.recursion(max(1, 10 * _FLOP // max(1, 2 * rnn.n**3 * run.q)), tick):  # noqa: B007
                 pass  # the last is wanted
     if run.sweep.warning:
         warnings.warn(run.sweep.warning, RuntimeWarning, stacklevel=2)
@@ -222,25 +227,43 @@ class _Run:
         P = zero_rows(n, n)
         P[range(n), range(n)] = self._own_slopes(h[-1], self.steps)
         J = None if self.wrt == "initial" else np.zeros((n, n, self.q))
-        finite = True
-        count = max(1, _FLOP // (2 * n * n * (n + self.q)) // _BLOCK) * _BLOCK
-        for segment in sweep.columns.segments_backward():
-            before = slice(segment.t0, segment.t1)
-            d, v = self._slopes(h[before], segment.t0), self._sources(segment, a[before])
-            for j in range(len(d), 0, -count):
-                i = max(0, j - count)
-                v_ij = None if v is None else v[i:j]
-                finite = sweep.kernel.jacobian_by_chain(self.W, d[i:j], v_ij, P, J, sweep.threads)
-                if tick:
-                    tick(j - i)
-            if not P.any():  # it has underflowed, and so would all that is left
+        finite, small = True, np.inf
+        for begin, d, v in self._back(a, h, self.steps):
+            finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, sweep.threads)
+            if tick:
+                tick(len(d))
+            size = np.abs(P).max()
+            if size == 0:  # it has underflowed, and so would all that is left
                 break
+            if J is None or begin < _BLOCK:
+                continue
+            if size < min(small, _SMALL * np.abs(J.ravel()[:: self.q + 1]).max()):
+                if cannot_matter(P[:, :n], J, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads):
+                    break
+                small = _SMALL * size  # before it is asked again
         if J is None:
             J = P[:, :n]
             finite = bool(np.isfinite(J).all())
         if not finite:
             sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite at step t = {self.steps}")
         return J.reshape(n, *self.shape)
+
+    def _back(self, a: Array, h: Array, end: int) -> Iterator[tuple[int, Array, Array | None]]:
+        """Steps t+1 .. of every piece from ``end`` back to the first: t, the diagonals of D_t .., and v_{t+1} .. ."""
+        count = max(1, _FLOP // (2 * self.n**2 * (self.n + self.q)) // _BLOCK) * _BLOCK
+        for segment in self.sweep.columns.segments_backward():
+            if segment.t0 >= end:
+                continue
+            before = slice(segment.t0, min(segment.t1, end))
+            d, v = self._slopes(h[before], segment.t0), self._sources(segment, a[before])
+            for j in range(len(d), 0, -count):
+                i = max(0, j - count)
+                yield segment.t0 + i, d[i:j], None if v is None else v[i:j]
+
+    def _rest(self, a: Array, h: Array, end: int) -> Iterator[tuple[Array, Array]]:
+        for _, d, v in self._back(a, h, end):
+            assert v is not None
+            yield d, v
 
     def recursion(self, most: int, tick: Tick | None = None) -> Iterator[Array]:
         """d(state t)/d(wrt) by the recursion, for t = 0 and after every ``most`` steps or fewer."""
