@@ -64,7 +64,7 @@ LONG = {
         rnn, bptt.forward(rnn, x), y, stops=range(0, STEPS, 100), **more
     ),
     "state_jacobian": lambda rnn, x, y, **more: bptt.state_jacobian(
-        bptt.RNN.random(3, 6, activation="identity"),  # whose chains do not vanish
+        bptt.RNN.random(3, 6, None, activation="identity"),  # whose chains do not vanish
         x,
         **more,
     ),
