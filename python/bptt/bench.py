@@ -185,7 +185,7 @@ def difference(cell: Cell, name: str, ours: _peers.Result, theirs: _peers.Result
 def run(
     cells: Iterable[Cell] = GRID,
     *,
-    seconds: float = 2.0,
+    seconds: float = 4.0,
     threads: int | None = None,
     on_timing: Callable[[Timing], None] | None = None,
 ) -> Report:
