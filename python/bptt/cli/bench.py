@@ -30,7 +30,7 @@ def bench(
     print(bench.HEADER, file=sys.stderr)
     report = bench.run(
         bench.QUICK if quick else bench.GRID,
-        seconds=1.0 if quick else 2.0,
+        seconds=1.0 if quick else 4.0,
         on_timing=lambda timing: print(timing, file=sys.stderr, flush=True),
     )
     facts = report.to_dict()
