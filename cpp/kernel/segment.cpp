@@ -181,6 +181,12 @@ class BackwardPass {
             {stage.by_h.data(), width, length_},
             has_errors_[std::size_t(k)]};
   }
+  // A team pays for the whole pass, and where its threads can only take turns with blocks, for a block.
+  int useful_threads(int threads) const {
+    const double of_column = double(net_.n) * (2 * net_.n + net_.p + 2 * net_.m);
+    if (!cut_.divisible()) threads = team_size(threads, double(layout_.widest()) * of_column);
+    return team_size(threads, double(layout_.total()) * of_column);
+  }
   void prepare(const Block& block, Member member);
   void direct_part(const Block& block, Member member);
   void pack_strips(const Block& block, Member member);
@@ -225,10 +231,7 @@ class BackwardPass {
 template <class Real>
 BackwardPass<Real>::BackwardPass(const Network<Real>& net, const Segment<Real>& segment, const Backward<Real>& task,
                                  int threads)
-    : net_(net),
-      segment_(segment),
-      task_(task),
-      size_(team_size(threads, double(layout_.total()) * net.n * (2 * net.n + net.p + 2 * net.m))) {
+    : net_(net), segment_(segment), task_(task), size_(useful_threads(threads)) {
   const std::int64_t widest = layout_.widest();
   if (reads_out_) readout_.emplace(net, true, true, size_);
   for (Stage& stage : stages_) {

@@ -58,6 +58,7 @@ struct Case {
   // All results of forward and backward in a row.
   std::vector<double> run(int threads) {
     const std::int64_t length = row_length<Real>(n);
+    Crowd::forget();  // or one thread might do
     Rimmed a((B + C) * length), h(C * length), carry(B * length), delta(C * length), d_x(C * p);
     const Network<Real> net{n,
                             p,

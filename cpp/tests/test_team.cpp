@@ -40,6 +40,21 @@ TEST_CASE("no thread passes a barrier before the last has come") {
   CHECK(arrived % rounds == 0);
 }
 
+TEST_CASE("after a call that waited for its processors one thread does, for a while") {
+  const auto millisecond = [] {
+    const std::int64_t end = Crowd::nanoseconds(CLOCK_MONOTONIC) + 1'000'000;
+    while (Crowd::nanoseconds(CLOCK_MONOTONIC) < end) usleep(1000);
+  };
+  Crowd::forget();
+  CHECK(team_size(2, 1e9) == 2);
+  CHECK(team_size(2, 1) == 1);
+  if (std::thread::hardware_concurrency() < 2) return;
+  Team::run(2, [&](Team&, int) { millisecond(); });  // asleep is off the processor, too
+  CHECK(team_size(2, 1e9) == 1);
+  usleep(200'000);
+  CHECK(team_size(2, 1e9) == 2);
+}
+
 TEST_CASE("a forked child works alone, and does not hang") {
   Team::run(2, [](Team&, int) {});
   const pid_t child = fork();
