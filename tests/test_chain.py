@@ -414,3 +414,9 @@ def test_ctrl_c_ends_a_long_call():
     with pytest.raises(KeyboardInterrupt):
         bptt.chain_norms(rnn, trajectory, stops=[-1])
     assert time.perf_counter() - start < 2  # of the ten or so that the whole takes
+
+
+def test_the_largest_and_least_numbers_of_float64(level):
+    for number in (np.finfo(float).max, 1e308, 1e307, 1e-300, np.finfo(float).tiny):
+        logs = bptt.chain_norms(jacobians=np.full((3, 1, 1), number), stops=[3])
+        np.testing.assert_allclose(logs[0], np.arange(4) * np.log(number), rtol=1e-14)

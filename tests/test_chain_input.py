@@ -44,7 +44,7 @@ def test_product_chain(arguments, error, message):
         ({"max_lag": -1}, ValueError, "max_lag must be an integer >= 0; got -1"),
         ({"max_lag": 2.5}, TypeError, "max_lag must be an integer; got float"),
         ({"memory": 100}, ValueError, "so few that the result fits memory = 100; 10 stops with 11 lags"),
-        ({"max_lag": 10**7}, ValueError, "10 stops with 10000001 lags take 800 MB"),
+        ({"max_lag": 10**7}, ValueError, "10 stops with 10000001 lags take 800,000,080 bytes"),
         ({"memory": "12 parsecs"}, ValueError, "memory must be a number of bytes or a text like '16 MB'"),
         ({"threads": 0}, ValueError, "threads"),
     ],
@@ -125,7 +125,9 @@ def test_errors(function, arguments, changes, error, message):
 def test_per_step_gradients_say_what_memory_they_need():
     rnn = support.network(100)
     run = bptt.forward(rnn, np.zeros((1000, 3)))
-    with pytest.raises(ValueError, match=re.escape("fits memory = '50 MB'; 1000 stops with n = 100 take 80 MB")):
+    with pytest.raises(
+        ValueError, match=re.escape("fits memory = '50 MB'; 1000 stops with n = 100 take 80,000,000 bytes")
+    ):
         bptt.per_step_gradients(rnn, run, np.zeros(1000, int), memory="50 MB")
 
 

@@ -253,3 +253,16 @@ def test_states_that_are_not_finite_are_named():
     rnn = bptt.RNN([[1e200]], [[1.0]], activation="relu")
     with pytest.raises(FloatingPointError, match="t = 3"):
         bptt.gradient_flow(rnn, np.ones((10, 1)))
+
+
+def test_an_error_without_targets_is_refused():
+    for options in ({"loss": "squared_error"}, {"weights": np.ones(len(X))}):
+        with pytest.raises(TypeError, match="give y too"):
+            bptt.gradient_flow(RNN, X, **options)
+    with pytest.raises(ValueError, match=r"jacobians must have shape \(T, n, n\) with n >= 1"):
+        bptt.gradient_flow(jacobians=np.zeros((3, 0, 0)))
+
+
+def test_a_flow_of_nothing_says_so():
+    rnn = bptt.RNN(np.zeros((2, 2)), np.zeros((2, 1)), np.zeros((1, 2)), output="linear")
+    assert "none: all contributions are zero" in str(bptt.gradient_flow(rnn, np.zeros((20, 1)), np.zeros((20, 1))))

@@ -65,3 +65,28 @@ def test_explosion_is_found():
     x = np.ones((100, 1))
     with pytest.raises(FloatingPointError, match="first at step t = 32"):
         bptt.forward(rnn, x, nonfinite="raise")
+
+
+@pytest.mark.parametrize("nonfinite", ["warn", "raise", "ignore"])
+def test_a_gradient_or_an_error_that_is_not_finite_is_said(nonfinite):
+    """Though all states are finite, and every delta_t."""
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(4, 8, 5)
+    x, y = rng.standard_normal((30, 2, 4)), rng.integers(5, size=(30, 2))
+    x[4, 0, 0] = np.inf  # tanh saturates: delta is 0, and 0 inf is nan
+    linear = bptt.RNN.random(4, 8, 5, output="linear", activation="identity")
+    far = np.full((30, 2, 5), 1e200)
+    for arguments, options, words in (
+        ((rnn, x, y), {}, "the gradient of the weights is not finite"),
+        ((linear, np.zeros((30, 2, 4)), far), {}, "the error is not finite"),
+        ((rnn, np.zeros((30, 2, 4)), y), {"weights": np.full((30, 2), 1e308)}, "not finite"),
+    ):
+        with warnings.catch_warnings(record=True) as met:
+            warnings.simplefilter("always")
+            if nonfinite == "raise":
+                with pytest.raises(FloatingPointError, match=words):
+                    bptt.value_and_grad(*arguments, **options, nonfinite=nonfinite)
+            else:
+                bptt.value_and_grad(*arguments, **options, nonfinite=nonfinite)
+        assert len(met) == (nonfinite == "warn")
+        assert not met or words in str(met[0].message)

@@ -305,3 +305,10 @@ def test_a_file_that_is_no_whole_network(tmp_path, arrays, choices):
     save_file(arrays, path, {name: value for name, value in metadata.items() if value is not None})
     with pytest.raises(ValueError, match=f"{path} holds a network that is not whole"):
         bptt.RNN.load(path)
+
+
+def test_a_file_that_is_none_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        bptt.RNN.random(3, 4, 2).save(tmp_path / "pipe")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)

@@ -107,3 +107,10 @@ def test_infinity_has_its_limit(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_stays_nan(name):
     assert np.isnan(reference.ACTIVATIONS[name].sigma(np.array([np.nan]))).all()
+
+
+def test_elu_has_one_slope_at_zero():
+    """The convention at its kink, alpha = 1 on either side: a complex step sees it."""
+    h = np.array([0.0, -0.0, 1.0, -1.0])
+    elu = reference.ACTIVATIONS["elu"]
+    np.testing.assert_allclose(elu.sigma(h + 1e-20j).imag / 1e-20, elu.derivative(h), rtol=1e-15)

@@ -70,3 +70,14 @@ def test_it_copies_is_frozen_and_pickles():
 def test_what_is_no_matrix(mantissa, error):
     with pytest.raises(error, match="mantissa must"):
         ScaledMatrix(mantissa)
+
+
+def test_what_is_no_scaled_matrix():
+    for mantissa in ([[np.nan]], [[np.inf]]):
+        with pytest.raises(ValueError, match="mantissa must be finite"):
+            ScaledMatrix(mantissa)
+    with pytest.raises(TypeError, match="exponent must be an int; got 1.5"):
+        ScaledMatrix([[1.0]], 1.5)
+    for one, other in ((np.ones((2, 3)), np.ones((2, 3))), (np.ones(2), np.ones(2))):
+        with pytest.raises(ValueError, match=r"the factors of @ must be matrices, or one a vector, that fit"):
+            ScaledMatrix(one) @ ScaledMatrix(other)

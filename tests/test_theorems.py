@@ -583,3 +583,13 @@ def test_wrong_use_of_the_command(tmp_path):
         ((tmp_path / "model.safetensors", "--npz", tmp_path / "x.npz"), "must hold an array y; it holds x"),
     ):
         assert message in run(*arguments, code=2)
+
+
+def test_elu_at_its_kink_and_modes_without_a_leader():
+    rnn = bptt.RNN([[0, 1.0], [0, 0]], np.zeros((2, 1)), np.ones((1, 2)), activation="elu", output="linear")
+    verdicts = theorems.check(rnn, np.zeros((2, 1)), np.zeros((2, 1)), initial=[0.0, 1.0])
+    assert not [v for v in verdicts if v.corrected.truth is theorems.Truth.FAILS]
+    nilpotent = bptt.RNN([[0.0, 3], [0, 0]], np.zeros((2, 1)), activation="identity")
+    assert theorems.theorem_3(nilpotent, [1.0, 1.0]).mode == ()
+    with pytest.raises(ValueError, match="g must be finite"):
+        theorems.theorem_3(nilpotent, [np.nan, 1.0])

@@ -8,6 +8,7 @@ import pytest
 from support_torch import KINDS, TOLERANCE, arguments, assert_same, pair, results, torch
 
 # isort: split
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import bptt.torch
@@ -266,7 +267,7 @@ def test_wrong_shapes(sizes, initial, message):
 
 @pytest.mark.parametrize("kind", ["batch", "packed"])
 def test_the_kernel_reads_and_writes_the_tensors_themselves(spy, many_segments, kind):
-    mine = bptt.torch.RNN(3, 17)
+    mine = bptt.torch.RNN(3, 16)  # a whole line
     x, _ = arguments(mine, kind)
     output, _ = mine(x)
     data, states = (x.data, output.data) if kind == "packed" else (x, output)
@@ -325,3 +326,42 @@ def test_tolerances_are_no_slack():
     with pytest.raises(AssertionError, match="d_weight_hh_l0"):
         assert_same(wrong, results(theirs, x, hx))
     assert max(TOLERANCE.values()) < 1e-4
+
+
+@pytest.mark.parametrize("n", [5, 16])
+def test_the_output_can_be_viewed_otherwise(n):
+    output, _ = bptt.torch.RNN(3, n)(torch.randn(7, 4, 3))
+    assert output.is_contiguous()
+    assert torch.equal(output.view(7, -1), output.reshape(7, 4 * n))
+
+
+def test_tensors_that_do_not_belong_together_are_refused():
+    module, x, hx = bptt.torch.RNN(3, 5, 2), torch.randn(7, 4, 3), torch.zeros(2, 4, 5)
+    for given in ((x.to("meta"),), (x, hx.to("meta"))):
+        with pytest.raises(RuntimeError, match="must be on one device; got meta and cpu"):
+            module(*given)
+    with pytest.raises(RuntimeError, match=r"must have one dtype; got torch\.float64 and torch\.float32"):
+        module(x, hx.double())
+    for change, words in ((lambda w: w.to("meta"), "on one device"), (lambda w: w.double(), "one dtype")):
+        other = bptt.torch.RNN(3, 5, 2)
+        other.weight_hh_l1 = torch.nn.Parameter(change(other.weight_hh_l1.detach()))
+        with pytest.raises(RuntimeError, match=words):
+            other(x)
+    assert bptt.torch.RNN(3, 5, device="meta")(x.to("meta"))[0].device.type == "meta"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # an import of torch.func's
+def test_forward_mode_and_transforms_are_refused():
+    """An operator without a rule for them would answer zero."""
+    module, x = bptt.torch.RNN(3, 5), torch.randn(7, 4, 3)
+    for weight in module.parameters():
+        weight.requires_grad_(False)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"use torch\.nn\.RNN"):
+        module(forward_ad.make_dual(x, x))
+    for transform in (
+        lambda: torch.func.jvp(lambda a: module(a)[0], (x,), (x,)),
+        lambda: torch.func.grad(lambda a: module(a)[0].sum())(x),
+        lambda: torch.func.jacfwd(lambda a: module(a)[0])(x),
+    ):
+        with pytest.raises(RuntimeError, match=r"use torch\.nn\.RNN"):
+            transform()

@@ -244,3 +244,15 @@ def test_the_module_is_left_as_it_was():
 def test_bad_input(made, loss, options, error, message):
     with pytest.raises(error, match=message):
         bptt.torch.gradient_flow(made, torch.randn(T, B, 3), loss, **options)
+
+
+@pytest.mark.parametrize("cls", [torch.nn.RNN, torch.nn.LSTM])
+def test_nothing_random_is_drawn_and_states_must_fit(cls):
+    module, x = cls(3, 4, 2).double(), torch.randn(6, 2, 3, dtype=torch.float64)
+    before = torch.get_rng_state()
+    bptt.torch.gradient_flow(module, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    for size in ((5, 2, 4), (2, 3, 4), (2, 4)):
+        hx = torch.zeros(size, dtype=torch.float64)
+        with pytest.raises(ValueError, match=r"hx must be \d tensor\(s\) of shape \(2, 2, 4\)"):
+            bptt.torch.gradient_flow(module, x, hx=hx if cls is torch.nn.RNN else (hx, hx))

@@ -214,3 +214,54 @@ def test_bad_blocks():
     for block in (x[:9], x[:0]):
         with pytest.raises(ValueError, match=r"x must have 1..k2 steps with k2 = 8; got"):
             next(bptt.TruncatedRun(rnn, [(block, y[: len(block)])], k2=8))
+
+
+def test_steps_are_counted_from_the_beginning_of_the_sequence():
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(4, 8, 5)
+    x, y = rng.standard_normal((30, 2, 4)), rng.integers(5, size=(30, 2))
+    wrong = y.copy()
+    wrong[22, 1] = 77
+    with pytest.raises(ValueError, match="got 77 at step t = 23 of sequence b = 1"):
+        bptt.truncated_value_and_grad(rnn, x, wrong, k1=5, k2=10)
+    spoilt = x.copy()
+    spoilt[20, 0] = np.nan
+    with pytest.raises(FloatingPointError, match="first at step t = 21 of sequence b = 0"):
+        bptt.truncated_value_and_grad(rnn, spoilt, y, k1=5, k2=10, nonfinite="raise")
+    run = bptt.TruncatedRun(rnn, ((x[t : t + 5], wrong[t : t + 5]) for t in range(0, 30, 5)), k2=10)
+    with pytest.raises(ValueError, match="step t = 23"):
+        list(run)
+    assert list(run) == []  # it does not go on past what failed
+
+
+class Ending:
+    """A stream that has fewer steps than it says."""
+
+    def __init__(self, array, end):
+        self._array, self._end, self.shape, self.dtype = array, end, array.shape, array.dtype
+
+    def __getitem__(self, steps):
+        return self._array[: self._end][steps]
+
+
+@pytest.mark.parametrize("end", [0, 12, 29])
+def test_a_stream_that_ends_early_is_named_with_the_step(end):
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(4, 8, 5)
+    x, y = rng.standard_normal((30, 2, 4)), rng.integers(5, size=(30, 2))
+    for name, (mine, theirs) in {"x": (Ending(x, end), y), "y": (x, Ending(y, end))}.items():
+        with pytest.raises(ValueError, match=f"{name} ends before step t = {end + 1}"):
+            bptt.truncated_value_and_grad(rnn, mine, theirs, k1=5, k2=10)
+
+
+def test_a_run_keeps_one_shape_and_takes_pairs():
+    rnn, x, y = bptt.RNN.random(4, 8, 5), np.zeros((5, 2, 4)), np.zeros((5, 2), int)
+    for other in (bptt.RNN.random(4, 9, 5), rnn.replace(form="preactivation"), rnn.astype(np.float32)):
+        run = bptt.TruncatedRun(rnn, iter([(x, y)] * 2), k2=10)
+        next(run)
+        run.rnn = other
+        with pytest.raises(ValueError, match="rnn must stay of one shape and form"):
+            next(run)
+    for blocks in ([5], [(x, y, None)]):
+        with pytest.raises(TypeError, match="blocks must be pairs"):
+            next(bptt.TruncatedRun(rnn, blocks, k2=10))

@@ -154,7 +154,7 @@ class Walk {
       if (!std::isfinite(largest))
         bad_ = block.top - j;
       else if (largest > 0)
-        exponent = std::max(std::ilogb(largest) + 1, -1022);  // 2^1022 is a number, 2^1074 not
+        exponent = std::clamp(std::ilogb(largest) + 1, -1022, 1022);  // 2^1022 and 2^-1022 are normal numbers
       PackedMatrix<double>& matrix = packed_[std::size_t(j)];
       matrix.pack(from, 1, n, {0, matrix.panels()}, std::ldexp(1.0, -exponent));
       shifts_[std::size_t(j)] = exponent;

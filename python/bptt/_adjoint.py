@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from bptt._sweep import Source, Sweep, Window
 from bptt.network import RNN
 from bptt.results import Gradients, layout
 
-_AS_IT_IS = nullcontext()
+#: A sum of a gradient's numbers so small that each of them, if they do not cancel, fits float32 too.
+_SURELY_FINITE = 1e38
 
 
 class Adjoint:
@@ -76,10 +76,17 @@ class Adjoint:
         """The gradient times ``factor``; h_0 by rank is needed in form "preactivation"."""
         columns, dtype = self._columns, self._carry.dtype
         flat = self._flat if self._same_order else self._in_order(sweep)
-        vector: Array = np.empty(len(flat), dtype)
-        # What overflows here is no delta_t, so nobody has spoken yet. NumPy's words for it are the same, and it warns.
-        with _AS_IT_IS if sweep.nonfinite == "warn" else np.errstate(over=sweep.nonfinite):
+        size = len(flat)
+        vector: Array = np.empty(size, dtype)
+        # A sum tells whether a number is not finite, and so do the largest ones, which then need a second look.
+        total = sweep.kernel.add_units(flat, size, 0.0)
+        if -_SURELY_FINITE < total < _SURELY_FINITE and factor <= 1:
             np.multiply(flat, factor, vector, casting="same_kind")
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(flat, factor, vector, casting="same_kind")
+            if not np.isfinite(vector).all():
+                sweep._not_finite("the gradient of the weights is not finite")
         if h_0 is not None:
             self._through_first_state(sweep, h_0)
         initial = columns.unsort(self._initial * factor)

@@ -75,7 +75,7 @@ class Stops:
         if size > limit:
             raise ValueError(
                 f"stops and max_lag must be so few that the result fits memory = {memory!r}; "
-                f"{len(self)} stops with {self.lags} lags take {size / 1e6:,.0f} MB"
+                f"{len(self)} stops with {self.lags} lags take {size:,} bytes"
             )
         return np.full((len(self), self.lags), np.nan)
 

@@ -135,6 +135,7 @@ def activate(activation: int, h: Array, a: Array | None, d: Array | None, log_d:
             out[...] = function(h.astype(float))
 
 
+@np.errstate(all="ignore")
 def add_units(values: Array, unit: int, total: float) -> float:
     for begin in reversed(range(0, len(values), unit)):
         total += float(values[begin : begin + unit].sum())

@@ -66,7 +66,8 @@ def _meter(progress: Progress, amount: int) -> Iterator[Tick]:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         yield tick
         show(1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import numpy as np
 
 from bptt import _levels
@@ -14,24 +16,28 @@ _INT32 = np.dtype(np.int32)
 _INT64 = np.dtype(np.int64)
 
 
+#: Steps before the first of what is read here, of a sequence of which it is a part.
+STEPS_BEFORE: ContextVar[int] = ContextVar("steps before", default=0)
+
+
 def place(segment: Segment, column: int) -> str:
     t, b = segment.locate(column)
-    return f"at step t = {t} of sequence b = {b} (steps count from 1, sequences from 0)"
+    return f"at step t = {t + STEPS_BEFORE.get()} of sequence b = {b} (steps count from 1, sequences from 0)"
 
 
-def read(name: str, source: Array | Slices, segment: Segment) -> Array:
+def read(name: str, source: Array | Slices, t0: int, t1: int) -> Array:
     """Steps t0+1 .. t1 of an array of steps; what is read piece by piece may come otherwise than was announced."""
-    block = source[segment.t0 : segment.t1]
+    block = source[t0:t1]
     if isinstance(block, np.ndarray) and isinstance(source, np.ndarray):
         return block
     block = np.asarray(block)
-    wanted = (segment.t1 - segment.t0, *source.shape[1:])
+    wanted = (t1 - t0, *source.shape[1:])
     if (block.shape, block.dtype) != (wanted, source.dtype):
         short = block.ndim == len(wanted) and block.shape[0] < wanted[0] and block.shape[1:] == wanted[1:]
-        step = segment.t0 + 1 + (block.shape[0] if short else 0)
+        step = t0 + 1 + (block.shape[0] if short else 0)
         raise ValueError(
             f"{name} {'ends before' if short else 'changes at'} step t = {step} (steps count from 1): steps "
-            f"{segment.t0 + 1}..{segment.t1} must have shape {wanted} and {source.dtype}; got {block.shape} and "
+            f"{t0 + 1}..{t1} must have shape {wanted} and {source.dtype}; got {block.shape} and "
             f"{block.dtype}"
         )
     return block
@@ -48,7 +54,8 @@ def pick(block: Array, axes: int, segment: Segment) -> Array:
     if not block.flags.c_contiguous:
         return block[steps, sequences]
     size = block.shape[1]
-    return block.reshape(len(block) * size, *tail).take(steps * size + sequences, axis=0)  # thrice as fast
+    columns: Array = block.reshape(len(block) * size, *tail).take(steps * size + sequences, axis=0)  # thrice as fast
+    return columns
 
 
 class Stream:
@@ -73,7 +80,7 @@ class Stream:
         """The columns as they are in the source: any dtype, perhaps strided."""
         if self._flat is not None:
             return self._flat[segment.first - self.size : segment.end - self.size]
-        return pick(read(self.name, self.source, segment), self.axes, segment)
+        return pick(read(self.name, self.source, segment.t0, segment.t1), self.axes, segment)
 
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
         """The columns of a segment; where a weight is 0 their values do not matter."""

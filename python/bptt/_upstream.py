@@ -76,7 +76,7 @@ class CallableError:
         symbols = "L, B"
         if sweep.axes == 1:
             o, symbols = o[:, 0], "L"
-        pair = self._criterion(o, None if self._y is None else read("y", self._y, segment))
+        pair = self._criterion(o, None if self._y is None else read("y", self._y, segment.t0, segment.t1))
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(f"loss must return a pair (E, dE/do); got {type(pair).__name__}")
         E, d_outputs = numbers("E returned by loss", pair[0]), numbers("dE/do returned by loss", pair[1])

@@ -132,7 +132,7 @@ def memory_size(name: str, value: Any) -> int:
         return integer(name, value, 0)
     amount, _, unit = value.strip().partition(" ")
     try:
-        return int(float(amount) * _UNITS[unit.strip()])
+        return int(amount) if amount.isdecimal() and not unit else int(float(amount) * _UNITS[unit.strip()])
     except (KeyError, ValueError, OverflowError):
         raise ValueError(
             f"{name} must be a number of bytes or a text like '16 MB' or '16 MiB'; got {value!r}"

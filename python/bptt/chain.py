@@ -345,7 +345,7 @@ def per_step_gradients(
     if size > limit:
         raise ValueError(
             f"stops must be so few that the result fits memory = {memory!r}; "
-            f"{len(steps)} stops with n = {n} take {size / 1e6:,.0f} MB"
+            f"{len(steps)} stops with n = {n} take {size:,} bytes"
         )
     check_progress(progress)
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)

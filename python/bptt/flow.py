@@ -132,7 +132,9 @@ class Flow:
         else:
             pace = f"{rate:+.3g} ± {error:.1g} per step, a factor e every {1 / abs(rate):.3g} steps"
         whose = "the error's" if self.of_error else "the state's"
-        if self.horizon == self._max_lag:
+        if not len(self._relative()):
+            reach = "none: all contributions are zero"
+        elif self.horizon == self._max_lag:
             reach = f"beyond the {self._max_lag} lags looked at"
         else:
             reach = f"{self.horizon} steps: farther back are contributions under {self.fraction:.3g} of the largest"
@@ -236,6 +238,9 @@ def gradient_flow(
         return _of_jacobians(jacobians, d_states, (stops, max_lag, k, fraction), threads, progress)
     _arguments.network(rnn, readout=y is not None)
     assert rnn is not None
+    for name, argument in (("loss", loss), ("weights", weights)):
+        if y is None and argument is not None:
+            raise TypeError(f"{name} is of an error, which has targets: give y too")
     _, extent = _arguments.inputs(rnn, x)
     assert x is not None
     if d_states is not None:
@@ -282,6 +287,8 @@ def _of_jacobians(
     for M in chains:
         n = n or M.shape[-1]
         shape("jacobians", M, "T, n, n", (None, n, n))
+        if not n:
+            raise ValueError(f"jacobians must have shape (T, n, n) with n >= 1; got {M.shape}")
     pulls = None
     if d_states is not None:
         pulls = _list("d_states", d_states, 2)
@@ -375,7 +382,8 @@ def _bounds(c: Certificates) -> str:
         if np.isinf(bound.constant):
             power = f"C(r) · r^lag for every r > {bound.rate:.4g}"
         else:
-            power = f"{bound.constant:.3g} · {bound.rate:.4g}^lag"
+            digits = 4 if f"{bound.rate:.4g}" != "1" or bound.rate == 1 else 10
+            power = f"{bound.constant:.3g} · {bound.rate:.{digits}g}^lag"
         lines.append(f"  {name:19} ‖∂h_t/∂h_k‖ {sign} {power}")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -220,7 +221,10 @@ def value_and_grad(
         factor = 1.0
         if reduction == "mean":
             factor = 1 / source.total_weight if source.total_weight else 0.0
-        value, gradients = adjoint.value * factor, adjoint.gradients(sweep, factor, tape.initial, tape.final)
+        value = adjoint.value * factor
+        if not math.isfinite(value):
+            sweep._not_finite("the error is not finite")
+        gradients = adjoint.gradients(sweep, factor, tape.initial, tape.final)
     if sweep.warning:
         warnings.warn(sweep.warning, RuntimeWarning, stacklevel=2)
     return value, gradients

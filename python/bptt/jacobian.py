@@ -212,7 +212,7 @@ class _Run:
         if size > memory_size("memory", memory):
             raise ValueError(
                 f"wrt={wrt!r} must give a result that fits memory = {memory!r}; "
-                f"one of shape {(n, *self.shape)} takes {size / 1e6:,.0f} MB"
+                f"one of shape {(n, *self.shape)} takes {size:,} bytes"
             )
         self.sweep = Sweep(rnn, inputs, extent, np.array([steps]), nonfinite, threads)
         self.W = contiguous(rnn.W_R, _FLOAT64)

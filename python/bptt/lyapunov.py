@@ -129,8 +129,9 @@ def lyapunov_spectrum(
     12 nats, so that the least is right to eps e^12. A direction is dead where a step maps it to zero, exactly (relu) or
     within rounding (singular W_R); it is -inf from the window on in which it died.
 
-    A single step whose rates spread over more than 36 nats (e^-36 is eps) leaves no digit of what cancels in W_R: the
-    exponents of such a network add up to the right sum, but each may be off.
+    A single step whose rates spread over more than 36 nats (e^-36 is eps) leaves no digit of what cancels in W_R. Where
+    something does (minors that are exactly zero, as of integer or triangular matrices), single exponents may then be
+    off, and by less their sum. Numbers below 2.2e-308 count as 0.
 
     Examples
     --------

@@ -60,8 +60,8 @@ def modulus(h: Array) -> Array:
 
 
 def negative_part(h: Array) -> Array:
-    """min(h, 0), by the real part."""
-    return np.where(h.real < 0, h, 0)
+    """min(h, 0), by the real part; where that is 0, h: there elu's two sides have one slope."""
+    return np.where(h.real <= 0, h, 0)
 
 
 def decay(h: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,9 +59,14 @@ class ScaledMatrix:
         mantissa = numbers("mantissa", self.mantissa).astype(np.float64)
         if not 1 <= mantissa.ndim <= 2:
             raise ValueError(f"mantissa must have shape (rows, columns) or (rows,); got {mantissa.shape}")
-        exponent = self.exponent
+        try:
+            exponent = operator.index(self.exponent)
+        except TypeError:
+            raise TypeError(f"exponent must be an int; got {self.exponent!r}") from None
         largest = np.abs(mantissa).max(initial=0.0)
-        if 0 < largest < np.inf:
+        if not np.isfinite(largest):
+            raise ValueError("mantissa must be finite")
+        if largest:
             top = int(np.frexp(largest)[1])
             mantissa, exponent = np.ldexp(mantissa, -top), exponent + top
         object.__setattr__(self, "mantissa", read_only(mantissa))
@@ -72,6 +78,10 @@ class ScaledMatrix:
 
     def __matmul__(self, other: ScaledMatrix | npt.ArrayLike) -> ScaledMatrix:
         right = other if isinstance(other, ScaledMatrix) else ScaledMatrix(np.asarray(other))
+        if self.shape[-1] != right.shape[0] or len(self.shape) == len(right.shape) == 1:
+            raise ValueError(
+                f"the factors of @ must be matrices, or one a vector, that fit; got {self.shape} and {right.shape}"
+            )
         return ScaledMatrix(self.mantissa @ right.mantissa, self.exponent + right.exponent)
 
     def __rmatmul__(self, other: npt.ArrayLike) -> ScaledMatrix:

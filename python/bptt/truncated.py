@@ -21,6 +21,7 @@ from bptt._arguments import REDUCTIONS, Criterion, Extent, Nonfinite, Reduction
 from bptt._kernel import Array
 from bptt._progress import Progress, meter, part
 from bptt._progress import check as check_progress
+from bptt._streams import STEPS_BEFORE, read
 from bptt._validate import choice, integer, steps
 from bptt.gradient import forward, value_and_grad
 from bptt.network import RNN
@@ -108,6 +109,8 @@ class TruncatedRun:
             "nonfinite": nonfinite,
             "threads": threads,
         }
+        self._shape = _shape(rnn)
+        self._steps = 0  # taken so far
         self._before = initial  # the state before ...
         self._past: Array | None = None  # ... these inputs, which the next gradient may flow back over
 
@@ -115,10 +118,20 @@ class TruncatedRun:
         return self
 
     def __next__(self) -> tuple[float, Gradients]:
-        return self._take(*next(self._blocks))
+        block = next(self._blocks)
+        try:
+            if not (isinstance(block, (tuple, list)) and len(block) == 2):
+                raise TypeError(f"blocks must be pairs (x, y); got {type(block).__name__}")
+            return self._take(*block)
+        except BaseException:
+            self._blocks = iter(())  # what would follow is not what goes on from the last state
+            raise
 
     def _take(self, x: Any, y: Any, weights: Any = None, memory: int | str | None = None) -> tuple[float, Gradients]:
         rnn, past, before = self.rnn, self._past, self._before
+        _arguments.network(rnn, readout=True)
+        if _shape(rnn) != self._shape:
+            raise ValueError(f"rnn must stay of one shape and form along a run, {self._shape}; got {_shape(rnn)}")
         x, extent = _arguments.inputs(rnn, x)
         if not 1 <= extent.time <= self._k2:
             raise ValueError(f"x must have 1..k2 steps with k2 = {self._k2}; got {extent.time}")
@@ -140,9 +153,14 @@ class TruncatedRun:
             if y is not None:
                 targets = np.zeros((len(window), *y.shape[1:]), y.dtype)
                 targets[len(past) :] = y[0 : extent.time]
-        result = value_and_grad(
-            rnn, window, targets, weights=step_weights, initial=before, memory=memory, **self._arguments
-        )
+        outer = STEPS_BEFORE.set(self._steps + extent.time - window.shape[0])
+        try:
+            result = value_and_grad(
+                rnn, window, targets, weights=step_weights, initial=before, memory=memory, **self._arguments
+            )
+        finally:
+            STEPS_BEFORE.reset(outer)
+        self._steps += extent.time
         # What the next block, of one step at least, can still reach.
         length = window.shape[0]
         reach = max(length + 1 - self._k2, 0)
@@ -151,6 +169,10 @@ class TruncatedRun:
         self._before, self._past = before, np.array(window[reach:length])
         self.state = result[1].final
         return result
+
+
+def _shape(rnn: RNN) -> str:
+    return f"n = {rnn.n}, p = {rnn.p}, m = {rnn.m}, {rnn.dtype}, form={rnn.form!r}"
 
 
 def truncated_value_and_grad(
@@ -255,7 +277,10 @@ def truncated_value_and_grad(
             block = None if step_weights is None else np.asarray(step_weights[start:stop])
             total_weight += (stop - start) * extent.size if block is None else float(block.sum(dtype=np.float64))
             part, gradients = run._take(
-                inputs[start:stop], None if y is None else y[start:stop], weights=block, memory=memory
+                read("x", inputs, start, stop),
+                None if y is None else read("y", y, start, stop),
+                weights=block,
+                memory=memory,
             )
             value += part
             flat += gradients.ravel()

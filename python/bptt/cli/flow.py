@@ -14,6 +14,9 @@ from bptt.cli.terminal import Json, print_json, require_writable
 if TYPE_CHECKING:
     from bptt.flow import Flow
 
+#: Kinds of figures.
+FIGURES = (".png", ".pdf", ".svg")
+
 #: Arrays of a file that `gradient_flow` takes by name.
 OPTIONAL = ("y", "weights", "lengths", "initial")
 
@@ -37,6 +40,8 @@ def flow(
     if (text is None) == (npz is None):
         raise ValueError("give the model one input: --text FILE or --npz FILE")
     if figure is not None:
+        if figure.suffix not in FIGURES:
+            raise ValueError(f"--figure must end in {', '.join(FIGURES)}; got {figure}")
         require_writable(figure.parent)
     if text is not None:
         characters = CharacterModel.load(model)

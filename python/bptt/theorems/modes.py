@@ -180,6 +180,8 @@ def theorem_3(rnn: RNN, g: npt.ArrayLike, *, steps: int = 50) -> Theorem3:
         raise ValueError(f"rnn must have activation='identity', which Theorem 3 is about; got {rnn.activation!r}")
     row = _validate.numbers("g", g).astype(np.float64)
     _validate.shape("g", row, "n", (rnn.n,))
+    if not np.isfinite(row).all():
+        raise ValueError("g must be finite")
     return follow(
         rnn.astype(np.float64), row, _validate.integer("steps", steps, 1), spectrum(rnn.W_R.astype(np.float64))
     )
@@ -207,7 +209,8 @@ def log(norms: Array) -> Array:
 def leading_mode(modes: Spectrum, c: Array) -> tuple[int, ...]:
     """The first eigenvalue with a coefficient beyond rounding, and its conjugate."""
     sizes = np.abs(c) * np.linalg.norm(modes.left, axis=1)
-    present = np.flatnonzero(sizes > ROUNDING * len(c) * EPS * modes.condition * sizes.max())
+    most = sizes.max()
+    present = np.flatnonzero(sizes > (ROUNDING * len(c) * EPS * modes.condition * most if most else 0.0))
     if not present.size or modes.eigenvalues[present[0]] == 0:
         return ()
     j = int(present[0])

@@ -1,7 +1,7 @@
 """The operators `bptt::rnn` and `bptt::rnn_backward`: one layer in one direction, as PyTorch's dispatcher knows it.
 
-The rows of the states made are padded in memory to whole lines: the kernel writes them in place and reads them there
-on the way back.
+Where the rows of the states fill whole lines, the kernel writes them in place and reads them there on the way back;
+else they are copied, for a tensor with gaps would not be what `torch.nn.RNN` gives.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def _forward(
     for segment in batch.segments:
         inputs = contiguous(batch.read(x, segment.first, segment.end), dtype)
         kernel.forward(network, inputs, segment.counts, a[segment.before : segment.end], None, threads)
-    return batch.tensor(a, batch.size, n), torch.from_numpy(a[batch.finals, :n])
+    states = batch.tensor(a, batch.size, n)
+    return states.contiguous(), torch.from_numpy(a[batch.finals, :n])
 
 
 def _backward(
@@ -123,8 +124,10 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     axes, n = x.shape[:-1], W_R.shape[0]
     before = 0 if reverse else initial.shape[0]
-    rows = x.new_empty((before + math.prod(axes), row_length(n, x.itemsize)))
-    return rows[before:, :n].unflatten(0, axes), torch.empty_like(initial)
+    if row_length(n, x.itemsize) > n:
+        return x.new_empty((*axes, n)), torch.empty_like(initial)
+    rows = x.new_empty((before + math.prod(axes), n))
+    return rows[before:].unflatten(0, axes), torch.empty_like(initial)
 
 
 def _backward_fake(

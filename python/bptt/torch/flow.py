@@ -21,6 +21,7 @@ _LAYERED: tuple[Any, ...] = (torch.nn.RNN, RNN, *_CELLS)
 _NUMBERS = 1 << 23  # of the Jacobians that PyTorch computes together
 
 
+@torch.random.fork_rng(devices=[])  # type: ignore[untyped-decorator]  # what is drawn here, for layers of our own, is not missed elsewhere
 def gradient_flow(
     module: Any,
     x: Tensor | PackedSequence,
@@ -30,9 +31,10 @@ def gradient_flow(
 ) -> dict[str, Flow]:
     """How far back the gradient reaches in each layer and direction of a recurrent module, or in a cell.
 
-    Of an RNN it is found from its weights, with the bounds that these prove; of an LSTM, a GRU or a cell from the step
-    Jacobians ∂s_t/∂s_{t-1} that PyTorch computes, s the whole state, of an LSTM (h, c). These take 8 T n^2 bytes a
-    sequence. Everything is computed in float64, as in evaluation: without dropout.
+    Of an RNN it is found from its weights, with the bounds that these prove, and is that of the article's h_t, what
+    sigma is taken of; of an LSTM, a GRU or a cell from the step Jacobians ∂s_t/∂s_{t-1} that PyTorch computes, s the
+    whole state, of an LSTM (h, c). These take 8 T n^2 bytes a sequence. Everything is computed in float64, as in
+    evaluation: without dropout.
 
     Parameters
     ----------
@@ -79,6 +81,9 @@ def gradient_flow(
             raise ValueError(f"module must have proj_size = 0; got {module.proj_size}")
         batch = _Batch(x, 0 if module.batch_first else 1)
         stages = [_Layer(module, number) for number in range(module.num_layers)]
+        if hx is not None:
+            directions = (1 + module.bidirectional) * module.num_layers
+            batch.check(hx, 1 + isinstance(module, torch.nn.LSTM), (directions, module.hidden_size))
     else:
         batch = _Batch(x, 1)
         stages = [_Cell(module)]
@@ -115,6 +120,13 @@ class _Batch:
             order = range(len(sequences)) if self._x.sorted_indices is None else self._x.sorted_indices.tolist()
             return self._x._replace(data=pack_sequence([sequences[b] for b in order]).data)
         return sequences[0] if self._alone else torch.stack(sequences, self._axis)
+
+    def check(self, hx: Any, count: int, ends: tuple[int, int]) -> None:
+        wanted = (ends[0], ends[1]) if self._alone else (ends[0], len(self.sequences), ends[1])
+        parts = _parts(hx)
+        shapes = [tuple(part.shape) for part in parts]
+        if shapes != [wanted] * count:
+            raise ValueError(f"hx must be {count} tensor(s) of shape {wanted}; got {', '.join(map(str, shapes))}")
 
     def states(self, hx: Any) -> list[Any]:
         """For each sequence the parts of its initial state, each (rows, n), or None."""

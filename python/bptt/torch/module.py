@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt._kernel import ACTIVATIONS
@@ -46,8 +47,7 @@ class RNN(torch.nn.RNNBase):  # type: ignore[misc]
     initial states ``hx`` of shape (num_layers * directions, B, n); it returns the states of the last layer, of shape
     (T, B, directions * n), and ``h_n`` like ``hx``, the last states of each layer and direction.
 
-    The states are what the backward pass starts from: written over in place, they make it raise. Where n numbers do
-    not fill whole lines of 64 bytes, their rows are apart in memory (``output.is_contiguous()`` is False).
+    The states are what the backward pass starts from: written over in place, they make it raise.
 
     As many threads are used as ``torch.get_num_threads()`` and BPTT_NUM_THREADS allow; their number changes no bit.
 
@@ -95,7 +95,7 @@ class RNN(torch.nn.RNNBase):  # type: ignore[misc]
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, back = input if packed else (input, None, None, None)
-        self._check_support(x)
+        self._check_support(x, hx)
         if not packed and x.dim() not in (2, 3):
             raise ValueError(f"input must have shape (T, B, p), (B, T, p) with batch_first, or (T, p); got {x.shape}")
         batched = packed or x.dim() == 3
@@ -110,6 +110,11 @@ class RNN(torch.nn.RNNBase):  # type: ignore[misc]
         else:
             hx = self.permute_hidden(hx, order) if batched else hx.unsqueeze(1)
         self.check_forward_args(x, hx, batch_sizes)
+        for tensor in (x, hx, *self._flat_weights):
+            if tensor.dtype != self.weight_hh_l0.dtype:
+                raise RuntimeError(
+                    f"input, hx and parameters must have one dtype; got {tensor.dtype} and {self.weight_hh_l0.dtype}"
+                )
         if not x.shape[time_axis]:
             raise RuntimeError(f"input must have T >= 1 steps; got {tuple(x.shape)}")
 
@@ -140,9 +145,10 @@ class RNN(torch.nn.RNNBase):  # type: ignore[misc]
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, nonlinearity={self.nonlinearity!r}"
 
-    def _check_support(self, x: Tensor) -> None:
+    def _check_support(self, x: Tensor, hx: Tensor | None) -> None:
         weight = self.weight_hh_l0
-        for tensor in (x, weight):
+        tensors = [x, *self._flat_weights, *([] if hx is None else [hx])]
+        for tensor in tensors:
             if tensor.device.type not in ("cpu", "meta"):
                 raise RuntimeError(
                     f"bptt.torch.RNN runs on the CPU; got a tensor on {tensor.device}. Move module and input there "
@@ -150,8 +156,26 @@ class RNN(torch.nn.RNNBase):  # type: ignore[misc]
                 )
         if weight.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"bptt.torch.RNN computes in float32 or float64; got {weight.dtype}. Convert with .float()")
+        for tensor in tensors:
+            if tensor.device != weight.device:
+                raise RuntimeError(
+                    f"input, hx and parameters must be on one device; got {tensor.device} and {weight.device}"
+                )
+        if not torch.compiler.is_compiling():
+            self._check_transforms(tensors)
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError(
                 "bptt.torch.RNN does not compute in autocast's precision: call it with torch.autocast('cpu', "
                 "enabled=False) around it, on input.float()"
+            )
+
+    def _check_transforms(self, tensors: list[Tensor]) -> None:
+        """An operator says nothing of forward mode: its derivatives would come out as zero."""
+        forward_mode = forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+        )
+        if forward_mode or torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                "bptt.torch.RNN is differentiated by backward() and torch.autograd.grad; for forward mode and the "
+                "transforms of torch.func use torch.nn.RNN, which takes the same state_dict"
             )
