@@ -256,3 +256,26 @@ def test_nothing_random_is_drawn_and_states_must_fit(cls):
         hx = torch.zeros(size, dtype=torch.float64)
         with pytest.raises(ValueError, match=r"hx must be \d tensor\(s\) of shape \(2, 2, 4\)"):
             bptt.torch.gradient_flow(module, x, hx=hx if cls is torch.nn.RNN else (hx, hx))
+
+
+class Odd(torch.nn.Module):
+    """What vectorising transforms cannot take: an operator without rules for them, a branch, and writing in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent = bptt.torch.RNN(3, 4, dtype=torch.float64)
+
+    def forward(self, x, h=None):
+        h = torch.zeros(len(x), 4, dtype=x.dtype) if h is None else h
+        following = torch.zeros(len(x), 4, dtype=x.dtype)
+        following[:] = self.recurrent(x[None], h[None])[1][0]
+        return following if bool((h == h).all()) else h
+
+
+def test_any_cell():
+    torch.manual_seed(0)
+    cell, x = Odd(), torch.randn(30, 2, 3, dtype=torch.float64)
+    plain = torch.nn.RNNCell(3, 4, dtype=torch.float64)
+    plain.load_state_dict({name.removesuffix("_l0"): weight for name, weight in cell.recurrent.state_dict().items()})
+    mine, theirs = (bptt.torch.gradient_flow(each, x)["cell"] for each in (cell, plain))
+    np.testing.assert_allclose(mine.norms, theirs.norms, rtol=1e-12)

@@ -7,6 +7,8 @@
 #include <random>
 #include <vector>
 
+#include "kernel/team.hpp"
+
 using namespace bptt;
 
 namespace {

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence, unpack_sequence
@@ -18,7 +19,7 @@ from bptt.torch.module import RNN
 _CELLS = {torch.nn.LSTM: torch.nn.LSTMCell, torch.nn.GRU: torch.nn.GRUCell}
 _LAYERED: tuple[Any, ...] = (torch.nn.RNN, RNN, *_CELLS)
 
-_NUMBERS = 1 << 23  # of the Jacobians that PyTorch computes together
+_TOGETHER = 4096  # steps whose Jacobians PyTorch computes together
 
 
 @torch.random.fork_rng(devices=[])  # type: ignore[untyped-decorator]  # what is drawn here, for layers of our own, is not missed elsewhere
@@ -228,18 +229,20 @@ def _trajectory(cell: torch.nn.Module, u: Tensor, first: Any) -> list[Tensor]:
 
 
 def _jacobians(cell: torch.nn.Module, u: Tensor, parts: list[Tensor]) -> Array:
-    """∂s_{t+1}/∂s_t for t = 0 .. T-1."""
+    """∂s_{t+1}/∂s_t for t = 0 .. T-1: the steps go through the cell side by side, as the sequences of a batch do."""
     sizes = [part.shape[1] for part in parts]
-
-    def step(u_t: Tensor, s: Tensor) -> Tensor:
-        state = _state([part[None] for part in s.split(sizes)])
-        return torch.cat([part[0] for part in _parts(cell(u_t[None], state))])
-
-    of_step = torch.func.jacrev(step, argnums=1)
-    together = max(1, _NUMBERS // sum(sizes) ** 2)
-    jacobians = torch.func.vmap(of_step, chunk_size=together)(u, torch.cat(parts, 1)[:-1])
-    numbers: Array = jacobians.detach().numpy()
-    return numbers
+    states = torch.cat(parts, 1)[:-1].detach()
+    jacobians = np.zeros((len(states), sum(sizes), sum(sizes)))
+    for first in range(0, len(states), _TOGETHER):
+        steps = slice(first, first + _TOGETHER)
+        s = states[steps].requires_grad_()
+        with torch.enable_grad():
+            following = torch.cat(_parts(cell(u[steps], _state(list(s.split(sizes, 1))))), 1)
+            totals = following.sum(0).unbind() if following.requires_grad else ()
+        for i, total in enumerate(totals):
+            (rows,) = torch.autograd.grad(total, s, retain_graph=True, materialize_grads=True)
+            jacobians[steps, i] = rows.numpy()
+    return jacobians
 
 
 def _pulls(loss: Any, batch: _Batch, outputs: list[Tensor], like: Tensor) -> list[Tensor]:
