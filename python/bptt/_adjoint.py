@@ -89,8 +89,10 @@ class Adjoint:
                 sweep._not_finite("the gradient of the weights is not finite")
         if h_0 is not None:
             self._through_first_state(sweep, h_0)
-        initial = columns.unsort(self._initial * factor)
-        final = None if final is None else columns.unsort(final)
+        initial = self._initial * factor
+        if columns.order is not None:
+            initial = columns.unsort(initial)
+            final = None if final is None else columns.unsort(final)
         d_x, self._d_x = self._d_x, None
         if d_x is not None:
             d_x = columns.unpack(d_x, 1)

@@ -71,8 +71,6 @@ class Tape:
         self, sweep: Sweep, initial: Array | None, tick: Callable[[int], None] | None
     ) -> Iterator[tuple[Segment, Window]]:
         """The segments with their states. ``tick`` hears of every piece of steps run forward."""
-        columns, budget = self._columns, self._budget
-        size, unit, most = columns.size, columns.unit, budget.most
         sweep.begin(initial, self._first, self.initial)
         if self._pieces is not None:
             for segment, window in self._pieces:
@@ -82,6 +80,8 @@ class Tape:
             self.final = self._last.copy()
             yield from reversed(self._pieces)
             return
+        columns, budget = self._columns, self._budget
+        size, unit, most = columns.size, columns.unit, budget.most
         self.final = self._last.copy()
         depth = 0  # of the boundary that the next move begins at
         for tape, start, stop in budget.schedule():

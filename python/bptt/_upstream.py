@@ -13,7 +13,7 @@ from bptt._sweep import Pull, Sweep, Window
 from bptt._validate import Slices, numbers, shape
 from bptt.network import RNN
 
-_CROSS_ENTROPY = LOSSES.index("cross_entropy")
+CROSS_ENTROPY = LOSSES.index("cross_entropy")
 
 
 class Targets:
@@ -35,7 +35,7 @@ class Targets:
         self._columns, self._dtype, self._last, self._loss = columns, rnn.dtype, last, loss
         if last:
             y = np.broadcast_to(np.asarray(y), (columns.time, *y.shape))
-        if loss == _CROSS_ENTROPY:
+        if loss == CROSS_ENTROPY:
             self._y: Stream = Indices("y", y, axes, columns, "m", rnn.m)
         else:
             self._y = Stream("y", y, axes, columns, rnn.dtype)

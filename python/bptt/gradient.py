@@ -12,12 +12,12 @@ import numpy.typing as npt
 from bptt import _arguments, _levels
 from bptt._adjoint import Adjoint
 from bptt._arguments import NONFINITE, REDUCTIONS, Criterion, Nonfinite, Reduction
-from bptt._kernel import LOSSES, Array
+from bptt._kernel import Array
 from bptt._memory import aligned
 from bptt._progress import Progress, meter
 from bptt._progress import check as check_progress
 from bptt._sweep import Source, States, Sweep
-from bptt._upstream import CallableError, Given, Targets
+from bptt._upstream import CROSS_ENTROPY, CallableError, Given, Targets
 from bptt._validate import choice, memory_size
 from bptt._workspace import workspace
 from bptt.network import RNN
@@ -203,7 +203,7 @@ def value_and_grad(
     sweep = Sweep(rnn, inputs, extent, steps, nonfinite, threads)
 
     keep_h = "preactivation" in (rnn.readout, rnn.form)
-    by_class = error == LOSSES.index("cross_entropy")
+    by_class = error == CROSS_ENTROPY
     source: Source
     if callable(error):
         source = CallableError(sweep, error, targets, step_weights)
