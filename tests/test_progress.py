@@ -73,6 +73,10 @@ LONG = {
         bptt.lyapunov_spectrum(rnn, bptt.forward(rnn, x), warm_up=300, **more).exponents
     ),
     "gradient_flow": lambda rnn, x, y, **more: bptt.gradient_flow(rnn, x, y, **more).contributions,
+    "check": lambda rnn, x, y, **more: bptt.check(rnn, x, y, **more).comparisons[3].kernel,
+    "theorems": lambda rnn, x, y, **more: [
+        verdict.corrected.truth for verdict in bptt.theorems.check(rnn, x[:50], y[:50], **more)
+    ],
     "truncation_bias": lambda *arguments, **more: bptt.truncation_bias(*arguments, k1=50, k2=100, **more).angle,
 }
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from bptt import _arguments, _levels, reference
 from bptt._kernel import LOSSES, Array
+from bptt._progress import Progress, Tick, meter
+from bptt._progress import check as check_progress
 from bptt._validate import as_array
 from bptt.gradient import forward, value_and_grad
 from bptt.network import RNN, WEIGHTS
@@ -124,6 +126,7 @@ def check(
     lengths: npt.ArrayLike | None = None,
     initial: npt.ArrayLike | None = None,
     rng: int | np.random.Generator | None = 0,
+    progress: Progress = False,
 ) -> CheckReport:
     """Compare the kernel with the float64 reference, and the reference with central finite differences.
 
@@ -139,6 +142,8 @@ def check(
         As in `value_and_grad`; the loss is a named one.
     rng : int, numpy.random.Generator or None
         For the directions.
+    progress
+        As in `forward`.
 
     Returns
     -------
@@ -168,6 +173,7 @@ def check(
     _, extent = _arguments.inputs(rnn, x)
     if callable(error := _arguments.loss(rnn, loss)):
         raise TypeError("loss must be the name of an error here, not a callable")
+    check_progress(progress)
     y = as_array("y", y)
     _, last = _arguments.targets(rnn, y, error, extent)
     tokens = x.dtype.kind != "f"
@@ -193,8 +199,11 @@ def check(
         weights=np.where(states.last[1:, ..., 0], w, 0) if last else w,
         lengths=states.lengths,
     )
-    kernel = _kernel_errors(case, states, value, gradients)
-    differences = _difference_errors(case, [name for name in kernel if hasattr(gradients, name)], rng)
+    with meter(progress, lambda: 3 + len(WEIGHTS)) as tick:  # the kernel, the weights, initial and x
+        kernel = _kernel_errors(case, states, value, gradients)
+        if tick:
+            tick(1)
+        differences = _difference_errors(case, [name for name in kernel if hasattr(gradients, name)], rng, tick)
     allowed = KERNEL_TOLERANCE[rnn.dtype.name]
     comparisons = (
         Comparison(name, shape, norm, error, allowed, *differences.get(name, ()))
@@ -265,7 +274,7 @@ def _kernel_errors(
 
 
 def _difference_errors(
-    case: _Case, names: list[str], rng: int | np.random.Generator | None
+    case: _Case, names: list[str], rng: int | np.random.Generator | None, tick: Tick | None
 ) -> dict[str, tuple[float, float]]:
     """Relative error of the reference's gradient along a random direction, and what is allowed."""
     generator = np.random.default_rng(rng)
@@ -278,6 +287,8 @@ def _difference_errors(
         quotient, doubt = _difference(case, name, direction, _ROUNDING * (abs(float(value)) + norm))
         slope = float((gradient * direction).sum())
         found[name] = _ratio(abs(quotient - slope), norm), DIFFERENCE_TOLERANCE + _ratio(doubt, norm)
+        if tick:
+            tick(1)
     return found
 
 

@@ -36,6 +36,8 @@ from __future__ import annotations
 
 import numpy.typing as npt
 
+from bptt._progress import Progress, meter
+from bptt._progress import check as check_progress
 from bptt.network import RNN
 from bptt.theorems.derivative import EQUATION_3, LEMMA_1, LEMMA_2, THEOREM_1
 from bptt.theorems.exploding import LEMMA_3, THEOREM_3, THEOREM_4
@@ -99,6 +101,7 @@ def check(
     *,
     initial: npt.ArrayLike | None = None,
     loss: str | None = None,
+    progress: Progress = False,
 ) -> list[Verdict]:
     """What a network on an input says about every statement of the article, printed and corrected.
 
@@ -111,6 +114,8 @@ def check(
     y, loss
         As in `value_and_grad`; the loss is a named one.
     initial : array of shape (n,), optional
+        As in `forward`.
+    progress
         As in `forward`.
 
     Returns
@@ -136,5 +141,12 @@ def check(
     >>> verdict.hypothesis.value, verdict.conclusion.value, verdict.evidence["λ_1 γ"]
     ('holds', 'fails', -3.0)
     """
+    check_progress(progress)
     run = Run(rnn, x, y, initial=initial, loss=loss)
-    return [known.verdict(run) for known in STATEMENTS]
+    verdicts = []
+    with meter(progress, lambda: len(STATEMENTS)) as tick:
+        for known in STATEMENTS:
+            verdicts.append(known.verdict(run))
+            if tick:
+                tick(1)
+    return verdicts
