@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bptt
-from bptt import _ceiling, _levels, bench
+from bptt import _ceiling, _levels
 
 N, T = 64, 100_000
 
@@ -59,7 +59,7 @@ def with_jax(rnn: bptt.RNN, slopes: np.ndarray, ord: int | str):
 
 
 @pytest.mark.parametrize("ord", ["fro", 2])
-def test_chain_norms(benchmark, ord):
+def test_chain_norms(benchmark, beside, ord):
     """One chain of 100,000 factors, the norms of all its lags; the share counts products of n x n, which are spared."""
     rnn, trajectory = problem(N, T)
     slopes = (1 - np.tanh(trajectory.preactivations) ** 2)[-2::-1]  # D_{T-1} .. D_1
@@ -72,13 +72,7 @@ def test_chain_norms(benchmark, ord):
     for name in ("numpy", "jax"):
         # relative errors of norms, each some eps and the sum of 10^5 of them; logarithms of up to 10^5
         np.testing.assert_allclose(runs[name](), logs, rtol=1e-12, atol=1e-9)
-    seconds = bench._alternate(runs, 5.0)
-    rate = 2 * T * N**3 / seconds["bptt"]
-    benchmark.extra_info |= {
-        "times as fast as jax": seconds["jax"] / seconds["bptt"],
-        "times as fast as numpy": seconds["numpy"] / seconds["bptt"],
-        "share of the matrix product": rate / _ceiling.matrix_product("float64", _levels.resolve_threads(None)),
-    }
+    beside(runs, 2 * T * N**3)
     benchmark.pedantic(runs["bptt"], rounds=3)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bptt
-from bptt import _ceiling, _levels, bench
+from bptt import _ceiling, _levels
 
 CELLS = {"n=64 T=500": (64, 500), "n=128 T=200": (128, 200)}
 
@@ -47,7 +47,7 @@ def with_jax(rnn: bptt.RNN, x: np.ndarray):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_state_jacobian(benchmark, cell):
+def test_state_jacobian(benchmark, beside, cell):
     n, T = CELLS[cell]
     rnn, x = problem(n, T)
     runs = {
@@ -59,13 +59,7 @@ def test_state_jacobian(benchmark, cell):
     for name in ("numpy", "jax"):
         # sums of T products of up to T factors, on states that rounding has parted by some eps
         np.testing.assert_allclose(runs[name](), J, rtol=0, atol=1e-12 * np.abs(J).max())
-    seconds = bench._alternate(runs, 5.0)
-    rate = 4 * T * n**3 / seconds["bptt"]
-    benchmark.extra_info |= {
-        "times as fast as jax": seconds["jax"] / seconds["bptt"],
-        "times as fast as numpy": seconds["numpy"] / seconds["bptt"],
-        "share of the matrix product": rate / _ceiling.matrix_product("float64", _levels.resolve_threads(None)),
-    }
+    beside(runs, 4 * T * n**3)
     benchmark.pedantic(runs["bptt"], rounds=10, warmup_rounds=1)
 
 
