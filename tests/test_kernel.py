@@ -175,6 +175,23 @@ def test_values_are_added_unit_by_unit_from_the_last(kernel, count):
         assert abs(total - 0.5 - values.sum()) <= 1e-13 * (1 + np.abs(values).sum())
 
 
+@pytest.mark.parametrize("dtypes", ["dd", "df", "ff"])
+@pytest.mark.parametrize("sizes", [(0,), (1,), (100,), (1, 1), (3, 17), (5, 0)])
+def test_rows_are_scaled_rounded_once_and_checked(kernel, dtypes, sizes):
+    source, target = map(np.dtype, dtypes)
+    values = np.random.default_rng(0).standard_normal((*sizes[:-1], sizes[-1] + 3 * len(sizes) - 3)).astype(source)
+    values[..., sizes[-1] :] = np.nan  # what lies between the rows is not looked at
+    scaled = np.full(sizes, np.nan, target)
+    assert kernel.scale(values, 1 / 3, scaled) is True
+    assert np.array_equal(scaled, (values[..., : sizes[-1]].astype(float) * (1 / 3)).astype(target))
+    for wrong in (np.nan, np.inf, -np.inf, np.finfo(target).max):
+        for at in {0, scaled.size // 2, scaled.size - 1} if scaled.size else ():
+            spoilt = values.copy()
+            spoilt[np.unravel_index(at, sizes)] = wrong
+            assert kernel.scale(spoilt, 1.25, scaled) is False
+            assert kernel.scale(spoilt, 0.5, scaled) is bool(np.isfinite(wrong))
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 @pytest.mark.parametrize("count", [0, 1, 100, 1024, 3000])
 def test_the_first_index_outside_is_found(kernel, dtype, count):

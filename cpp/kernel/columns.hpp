@@ -2,7 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 #include "simd.hpp"
 
@@ -22,6 +25,19 @@ inline double add_units(const double* values, std::int64_t count, std::int64_t u
     end = begin;
   }
   return total;
+}
+
+// Writes the first n numbers of each row times the factor, rounded once. Returns whether all of them are finite.
+template <class From, class To>
+bool scale(const From* values, std::int64_t rows, std::int64_t width, double factor, To* scaled, std::int64_t n) {
+  bool finite = true;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t i = 0; i < n; ++i) {
+      const To product = To(double(values[r * width + i]) * factor);
+      scaled[r * n + i] = product;
+      finite &= std::abs(product) <= std::numeric_limits<To>::max();
+    }
+  return finite;
 }
 
 // The first index that is not in 0..limit-1, or -1.

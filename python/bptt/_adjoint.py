@@ -14,9 +14,6 @@ from bptt._sweep import Source, Sweep, Window
 from bptt.network import RNN
 from bptt.results import Gradients, layout
 
-#: A sum of a gradient's numbers so small that each of them, if they do not cancel, fits float32 too.
-_SURELY_FINITE = 1e38
-
 
 class Adjoint:
     """The sums of a gradient over the segments taken so far, and what the next one gets from its future.
@@ -29,13 +26,12 @@ class Adjoint:
         Of the storage.
     """
 
-    __slots__ = ("_carry", "_columns", "_d_x", "_flat", "_initial", "_parts", "_same_order", "_sums", "nbytes", "value")
+    __slots__ = ("_carry", "_columns", "_d_x", "_flat", "_parts", "_same_order", "_sums", "nbytes", "value")
 
     def __init__(self, columns: Columns, rnn: RNN, *, tokens: bool) -> None:
         n, p, m = rnn.n, rnn.p, rnn.m
         self._columns = columns
         self._carry = aligned(columns.size, n, rnn.dtype)
-        self._initial = self._carry[:, :n]
         b_R, b_I, b_O = rnn.b_R is not None, rnn.b_I is not None, rnn.b_O is not None
         self._parts = layout(n, p, m, b_R, b_I, b_O)
         self._same_order = not tokens and not (b_R and b_I)
@@ -57,7 +53,7 @@ class Adjoint:
         self._flat.fill(0)
         self._carry.fill(0)
         if d_final is not None:
-            self._initial[:] = self._columns.sort(d_final)
+            self._carry[:, : sweep.rnn.n] = self._columns.sort(d_final)
         self._d_x: Array | None = None
         if wrt_inputs:
             self._d_x = np.empty((self._columns.total, sweep.rnn.p), sweep.rnn.dtype)
@@ -76,20 +72,13 @@ class Adjoint:
         """The gradient times ``factor``; h_0 by rank is needed in form "preactivation"."""
         columns, dtype = self._columns, self._carry.dtype
         flat = self._flat if self._same_order else self._in_order(sweep)
-        size = len(flat)
-        vector: Array = np.empty(size, dtype)
-        # A sum tells whether a number is not finite, and so do the largest ones, which then need a second look.
-        total = sweep.kernel.add_units(flat, size, 0.0)
-        if -_SURELY_FINITE < total < _SURELY_FINITE and factor <= 1:
-            np.multiply(flat, factor, vector, casting="same_kind")
-        else:
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.multiply(flat, factor, vector, casting="same_kind")
-            if not np.isfinite(vector).all():
-                sweep._not_finite("the gradient of the weights is not finite")
+        vector: Array = np.empty(len(flat), dtype)
+        if not sweep.kernel.scale(flat, factor, vector):
+            sweep._not_finite("the gradient of the weights is not finite")
         if h_0 is not None:
             self._through_first_state(sweep, h_0)
-        initial = self._initial * factor
+        initial: Array = np.empty((columns.size, sweep.rnn.n), dtype)
+        sweep.kernel.scale(self._carry, factor, initial)
         if columns.order is not None:
             initial = columns.unsort(initial)
             final = None if final is None else columns.unsort(final)

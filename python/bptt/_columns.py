@@ -70,9 +70,9 @@ class Segment:
 
 
 @lru_cache(64)
-def equal(time: int, size: int, grid: int, block: int) -> Columns:
+def equal(time: int, size: int, grid: int, n: int) -> Columns:
     """The columns of sequences that are all as long as their array: one object for all calls of that shape."""
-    return Columns(time, size, None, grid, block)
+    return Columns(time, size, None, grid, block_steps(n, size))
 
 
 class Columns:

@@ -158,6 +158,15 @@ class Kernel(Protocol):
         """The total with the values added: ``unit`` after ``unit``, counted from the first, the last of them first."""
         ...
 
+    def scale(
+        self,
+        values: Array,  # (R, w), or (w,): float64, or the dtype of `scaled`
+        factor: float,
+        scaled: Array,  # (R, n), n <= w, or (n,) (written): of each row the first n numbers, times the factor
+    ) -> bool:
+        """A product, rounded once. Returns whether all that was written is finite."""
+        ...
+
     def find_outside(
         self,
         indices: Array,  # int32 or int64, contiguous

@@ -142,6 +142,12 @@ def add_units(values: Array, unit: int, total: float) -> float:
     return total
 
 
+@np.errstate(all="ignore")
+def scale(values: Array, factor: float, scaled: Array) -> bool:
+    scaled[...] = values[..., : scaled.shape[-1]].astype(float) * factor
+    return bool(np.isfinite(scaled).all())
+
+
 def find_outside(indices: Array, limit: int) -> int:
     outside = (indices < 0) | (indices >= limit)
     return int(np.argmax(outside)) if outside.any() else -1

@@ -74,11 +74,10 @@ class Sweep:
         self.tokens = x.dtype.kind != "f"
         self.network = rnn._network(self.tokens)
         grid = segment_steps(rnn.n, 1 if self.tokens else rnn.p, rnn.m, extent.size, rnn.dtype)
-        block = block_steps(rnn.n, extent.size)
         if lengths is None:
-            self.columns = equal(extent.time, extent.size, grid, block)
+            self.columns = equal(extent.time, extent.size, grid, rnn.n)
         else:
-            self.columns = Columns(extent.time, extent.size, lengths, grid, block)
+            self.columns = Columns(extent.time, extent.size, lengths, grid, block_steps(rnn.n, extent.size))
         if self.tokens:
             self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", rnn.p)
         else:
