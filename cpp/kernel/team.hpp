@@ -34,24 +34,29 @@ inline Range part(std::int64_t count, std::int64_t grain, int rank, int size) {
 }
 
 // Whether the processors have other work too. A team whose members wait for their turns is many times slower than one
-// thread: each barrier then takes a time slice. So after a call that was off its processors for much of its time, one
-// thread does for twenty times as long, before the next team tries again. No result depends on it.
+// thread: each barrier then takes a time slice. So when calls have been off their processors for too long, one thread
+// does for a while, before the next team tries again. No result depends on it.
 class Crowd {
  public:
   static bool here() {
     const std::int64_t end = until();
     return end && nanoseconds(CLOCK_MONOTONIC) < end;
   }
-  static void forget() { until() = 0; }
+  static void forget() { until() = owed() = 0; }
 
   // How long this thread has been off its processor, from some beginning.
   static std::int64_t off() { return nanoseconds(CLOCK_MONOTONIC) - nanoseconds(CLOCK_THREAD_CPUTIME_ID); }
 
-  // Hears of a call of `size` threads that began then, and how long they were off in all.
+  // Hears of a call of `size` threads that began then, and how long they were off in all. Every machine takes a thread
+  // off its processor now and then, for a millisecond or ten: what calls lose beyond their share, later ones pay back.
   static void hear(int size, std::int64_t begun, std::int64_t off) {
     static const int processors = int(std::thread::hardware_concurrency());
-    const std::int64_t now = nanoseconds(CLOCK_MONOTONIC), elapsed = now - begun;
-    if (size <= processors && double(off) > share * double(elapsed) * size) until() = now + 20 * elapsed;
+    if (size > processors) return;
+    const std::int64_t now = nanoseconds(CLOCK_MONOTONIC);
+    const std::int64_t debt =
+        std::max<std::int64_t>(0, owed() + off - std::int64_t(share * double(now - begun) * size));
+    owed() = debt > patience ? 0 : debt;
+    if (debt > patience) until() = now + rest;
   }
 
   static std::int64_t nanoseconds(clockid_t clock) {
@@ -63,10 +68,15 @@ class Crowd {
  private:
   // Of the threads' time: two of them with one processor shared half and half are off for a quarter.
   static constexpr double share = 0.15;
+  static constexpr std::int64_t patience = 25'000'000, rest = 400'000'000;  // nanoseconds
 
   static std::atomic<std::int64_t>& until() {
     static std::atomic<std::int64_t> end = 0;
     return end;
+  }
+  static std::atomic<std::int64_t>& owed() {
+    static std::atomic<std::int64_t> time = 0;
+    return time;
   }
 };
 

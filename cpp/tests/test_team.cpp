@@ -40,18 +40,24 @@ TEST_CASE("no thread passes a barrier before the last has come") {
   CHECK(arrived % rounds == 0);
 }
 
-TEST_CASE("after a call that waited for its processors one thread does, for a while") {
-  const auto millisecond = [] {
-    const std::int64_t end = Crowd::nanoseconds(CLOCK_MONOTONIC) + 1'000'000;
-    while (Crowd::nanoseconds(CLOCK_MONOTONIC) < end) usleep(1000);
-  };
+TEST_CASE("after calls that waited for their processors one thread does, for a while") {
+  constexpr std::int64_t millisecond = 1'000'000;
+  const auto sleeping = [](Team&, int) { usleep(2000); };  // asleep is off the processor, too
   Crowd::forget();
   CHECK(team_size(2, 1e9) == 2);
   CHECK(team_size(2, 1) == 1);
   if (std::thread::hardware_concurrency() < 2) return;
-  Team::run(2, [&](Team&, int) { millisecond(); });  // asleep is off the processor, too
+  Team::run(2, sleeping);
+  CHECK(team_size(2, 1e9) == 2);
+  for (int call = 0; call < 20; ++call) Team::run(2, sleeping);
   CHECK(team_size(2, 1e9) == 1);
-  usleep(200'000);
+  usleep(500'000);
+  CHECK(team_size(2, 1e9) == 2);
+  Crowd::forget();
+  for (int second = 0; second < 10; ++second) {  // what is lost now and then is paid back
+    Crowd::hear(2, Crowd::nanoseconds(CLOCK_MONOTONIC) - 20 * millisecond, 20 * millisecond);
+    Crowd::hear(2, Crowd::nanoseconds(CLOCK_MONOTONIC) - 980 * millisecond, 0);
+  }
   CHECK(team_size(2, 1e9) == 2);
 }
 
