@@ -76,8 +76,7 @@ def test_a_wrong_kernel_is_found(monkeypatch, name):
 
     def backward(*args):
         result = right.backward(*args)
-        sums = args[12]
-        getattr(sums, name).flat[0] *= 1.001
+        getattr(args[12][0], name).flat[0] *= 1.001
         return result
 
     monkeypatch.setattr(_levels, "kernel", lambda: SimpleNamespace(**{**vars(right), "backward": backward}))

@@ -46,14 +46,16 @@ def test_sizes(n, dtype):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_network(activation, output, loss, dtype):
     rng = np.random.default_rng(0)
-    for form, readout in itertools.product(STATES, STATES):
+    for form, readout, B in itertools.product(STATES, STATES, (2, 10)):  # in one part, and in halves
         choices = {"activation": activation, "form": form, "readout": readout, "output": output}
         rnn = network(9, 3, 5, dtype=dtype, gain=0.7, **choices)
-        x = rng.standard_normal((25, 4, 3)).astype(dtype)
-        initial = rng.standard_normal((4, 9)).astype(dtype)
-        weights = rng.uniform(size=(25, 4)).astype(dtype) * (rng.random((25, 4)) < 0.8)
-        y = targets(rng, rnn, (25, 4), loss)
-        compare(rnn, x, y, loss=loss, initial=initial, weights=weights, lengths=np.array([25, 0, 7, 16]))
+        x = rng.standard_normal((25, B, 3)).astype(dtype)
+        initial = rng.standard_normal((B, 9)).astype(dtype)
+        weights = rng.uniform(size=(25, B)).astype(dtype) * (rng.random((25, B)) < 0.8)
+        y = targets(rng, rnn, (25, B), loss)
+        lengths = np.array([7, 16, 25, 0, 25, 24, 1, 16, 17, 3])[:B]
+        compare(rnn, x, y, loss=loss, initial=initial, weights=weights, lengths=lengths)
+        compare(rnn, x, y, loss=loss, weights=weights)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

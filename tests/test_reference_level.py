@@ -126,7 +126,7 @@ class Run:
                 *cut,
                 carry,
                 errors[0][:, 0] if loss != -1 else None,
-                self.sums,
+                (self.sums,),
                 d_x[0],
                 deltas[0],
                 1,
@@ -284,7 +284,7 @@ def test_the_first_column_that_is_not_finite_is_named_forward_and_the_last_backw
     carry, sums = padded(np.zeros((B, N))), zero_sums(run.network)
     found = level.backward(
         *(run.network, -1, run.x[0], counts_between(0, 6), run.a[0], run.h[0], None, None, None),
-        *(pack(d_states, 0, 6), carry, None, sums, None, None, 1),
+        *(pack(d_states, 0, 6), carry, None, (sums,), None, None, 1),
     )
     assert found == counts_between(0, 3)[1:-1].sum()  # column (4, 0)
 

@@ -1,6 +1,7 @@
 #include "kernel/segment.hpp"
 
 #include "arguments.hpp"
+#include "kernel/steps.hpp"
 
 namespace bptt::bindings {
 namespace {
@@ -105,6 +106,10 @@ void direct(const py::tuple& net, int loss, const Array& a, const Optional& h, c
   });
 }
 
+int best_parts(int n, std::int64_t size, int itemsize) {
+  return itemsize == sizeof(float) ? bptt::best_parts<float>(n, size) : bptt::best_parts<double>(n, size);
+}
+
 std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::array_t<std::int64_t>& counts,
                       const Array& a, const Optional& h, const Optional& y, const Optional& weights,
                       const Optional& d_outputs, const Optional& d_states, const Array& carry, const Optional& errors,
@@ -114,15 +119,21 @@ std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::
     const auto n = network<Real>(net, &x);
     const auto s = segment(n, x, counts, a, h);
     const std::int64_t C = columns(counts), nn = n.n;
+    std::vector<Sums> parts;
+    for (const py::handle part : sums) {
+      const auto t = py::reinterpret_borrow<py::tuple>(part);
+      parts.push_back({data<double>(t[0], "sums.W_R", nn * nn), data<double>(t[1], "sums.W_I", nn * n.p),
+                       data<double>(t[2], "sums.W_O", nn * n.m), data<double>(t[3], "sums.b", nn),
+                       data<double>(t[4], "sums.b_O", n.m)});
+    }
+    if (parts.empty() || parts.size() > 2) throw py::value_error("sums must be one or two");
     const Backward<Real> task{static_cast<Loss>(loss),
                               targets(n, loss, y, weights, C),
                               data<const Real>(d_outputs, "d_outputs", C * n.m),
                               data<const Real>(d_states, "d_states", C * nn),
                               rows<Real>(carry, "carry", n.n, carry.shape(0)),
                               data<double>(errors, "errors", C),
-                              {data<double>(sums[0], "sums.W_R", nn * nn), data<double>(sums[1], "sums.W_I", nn * n.p),
-                               data<double>(sums[2], "sums.W_O", nn * n.m), data<double>(sums[3], "sums.b", nn),
-                               data<double>(sums[4], "sums.b_O", n.m)},
+                              std::move(parts),
                               data<Real>(d_x, "d_x", C * n.p),
                               rows<Real>(delta, "delta", n.n, C)};
     if (carry.shape(0) < counts.data()[1]) throw py::value_error("carry must hold a row for every column");
@@ -138,6 +149,7 @@ void bind_segment(py::module_& m) {
   m.def("forward", &forward, "network"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "threads"_a);
   m.def("outputs", &outputs, "network"_a, "r"_a, "o"_a, "threads"_a);
   m.def("direct", &direct, "network"_a, "loss"_a, "a"_a, "h"_a, "y"_a, "weights"_a, "errors"_a, "g"_a, "threads"_a);
+  m.def("best_parts", &best_parts, "n"_a, "size"_a, "itemsize"_a);
   m.def("backward", &backward, "network"_a, "loss"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "y"_a, "weights"_a,
         "d_outputs"_a, "d_states"_a, "carry"_a, "errors"_a, "sums"_a, "d_x"_a, "delta"_a, "threads"_a);
 }

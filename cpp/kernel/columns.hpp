@@ -2,12 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
-#include "simd.hpp"
+#include "team.hpp"
+#include "view.hpp"
 
 namespace bptt {
 
@@ -54,6 +56,42 @@ std::int64_t find_outside(const Integer* indices, std::int64_t count, std::int64
       if (Natural(indices[i]) >= Natural(limit)) return i;
   }
   return -1;
+}
+
+// Index of the first (or last) row among `count` that holds a number that is not finite, or -1.
+template <class Real>
+std::int64_t find_nonfinite(Rows<const Real> rows, std::int64_t count, int n, bool from_end) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t j = from_end ? count - 1 - i : i;
+    Real sum = 0;
+    for (int r = 0; r < n; ++r) sum += rows[j][r] * Real(0);
+    if (sum != 0) return j;
+  }
+  return -1;
+}
+
+// Sums of numbers first..last of each of the columns; false if one of them is not finite.
+template <class Real>
+bool column_sums(Rows<const Real> rows, std::int64_t columns, Range numbers, std::int64_t valid, double* sums) {
+  bool finite = true;
+  for (std::int64_t r = numbers.begin; r < numbers.end; r += lanes<Real>) {
+    Vector<Real> sum{}, trace{};
+    for (std::int64_t j = 0; j < columns; ++j) {
+      const Vector<Real> v = load(rows[j] + r);
+      sum += v;
+      trace += v * Real(0);
+    }
+    for (std::int64_t i = r; i < std::min(valid, r + lanes<Real>); ++i) {
+      if (sums) sums[i] += double(sum[i - r]);
+      finite = finite && trace[i - r] == 0;
+    }
+  }
+  return finite;
+}
+
+inline void raise_to(std::atomic<std::int64_t>& most, std::int64_t value) {
+  for (std::int64_t seen = most; seen < value && !most.compare_exchange_weak(seen, value);) {
+  }
 }
 
 }  // namespace bptt

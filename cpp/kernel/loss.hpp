@@ -144,6 +144,10 @@ struct Targets {
   Targets from(std::int64_t c, int m) const {
     return {classes ? classes + c : nullptr, values ? values + c * m : nullptr, weights ? weights + c : nullptr};
   }
+  // Whether none of the columns has an error.
+  bool silent(std::int64_t columns) const {
+    return weights && std::all_of(weights, weights + columns, [](Real w) { return w == 0; });
+  }
 };
 
 // Turns z (rows of m numbers, `stride` apart) into e = d(w E)/dz, and writes w E.

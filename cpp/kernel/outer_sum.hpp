@@ -4,20 +4,23 @@
 // columns in registers, in order, in the precision of the operands, and adds to S in float64.
 #pragma once
 
+#include <limits>
+
 #include "packed_matrix.hpp"
 
 namespace bptt {
 
-// Columns cut into strips of `line` numbers: number r of column j of strip q is data[q * strip_step + j * column_step +
-// r].
+// Columns cut into strips of `line` numbers: number r of strip q of the j-th column of run i is
+// data[i * run_step + j * column_step + q * strip_step + r].
 template <class Real>
 struct Strips {
   const Real* data;
   std::int64_t strip_step;
   std::int64_t column_step;
+  std::int64_t run = std::numeric_limits<std::int64_t>::max();  // columns
+  std::int64_t run_step = 0;
 
-  Strips from(std::int64_t q) const { return {data + q * strip_step, strip_step, column_step}; }
-  const Real* at(std::int64_t q, std::int64_t j) const { return data + q * strip_step + j * column_step; }
+  Strips from(std::int64_t q) const { return {data + q * strip_step, strip_step, column_step, run, run_step}; }
 };
 
 // Where sums go: S(i, k) is data[i * u_step + k], for i < u_count and k < v_count.
@@ -38,20 +41,23 @@ void outer_sum(const Real* u, std::int64_t u_step, Strips<Real> v, std::int64_t 
                std::int64_t i0, std::int64_t k0) {
   constexpr int V = vectors;
   Vector<Real> acc[N][P][V] = {};
+  for (; columns > 0; columns -= v.run, v.data += v.run_step) {
+    const Real* from = v.data;
 #pragma GCC unroll 2
-  for (std::int64_t j = 0; j < columns; ++j) {
-    Vector<Real> row[P][V];
-#pragma GCC unroll 2
-    for (int q = 0; q < P; ++q)
-#pragma GCC unroll 4
-      for (int w = 0; w < V; ++w) row[q][w] = load(v.at(q, j) + w * lanes<Real>);
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) {
-      const Vector<Real> b = broadcast(u[j * u_step + i]);
+    for (std::int64_t j = std::min(columns, v.run); j > 0; --j, from += v.column_step, u += u_step) {
+      Vector<Real> row[P][V];
 #pragma GCC unroll 2
       for (int q = 0; q < P; ++q)
 #pragma GCC unroll 4
-        for (int w = 0; w < V; ++w) acc[i][q][w] += row[q][w] * b;
+        for (int w = 0; w < V; ++w) row[q][w] = load(from + q * v.strip_step + w * lanes<Real>);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        const Vector<Real> b = broadcast(u[i]);
+#pragma GCC unroll 2
+        for (int q = 0; q < P; ++q)
+#pragma GCC unroll 4
+          for (int w = 0; w < V; ++w) acc[i][q][w] += row[q][w] * b;
+      }
     }
   }
   alignas(row_bytes) Real flat[N][P * line<Real>];

@@ -35,23 +35,27 @@ class PackedReadout {
     bptt::predict(net_.output, net_.m, z, z_length_, columns, o, scratch_[std::size_t(rank)]);
   }
 
-  // e = d(w E)/dz of at most `chunk` columns into rows of z_length numbers, w E into `error`. False if all weights are
-  // 0: e is 0 then.
-  bool errors(Loss loss, Rows<const Real> r, const Targets<Real>& targets, int columns, Real* e, double* error,
-              int rank) {
-    if (targets.weights && std::all_of(targets.weights, targets.weights + columns, [](Real w) { return w == 0; })) {
+  // z of any number of columns, into rows of z_length numbers.
+  void argument(Rows<const Real> r, std::int64_t columns, Real* z) const {
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (std::int64_t i = 0; i < z_length_; i += lanes<Real>) store(z + c * z_length_ + i, load(bias_.data() + i));
+    W_O_.multiply_add(r.data, r.stride, z, z_length_, columns);
+  }
+
+  // From z of at most `chunk` columns to e = d(w E)/dz in its place, w E into `error`. False if the targets are silent:
+  // z is not read then, and e is 0.
+  bool errors(Loss loss, const Targets<Real>& targets, int columns, Real* e, double* error, int rank) {
+    if (targets.silent(columns)) {
       std::fill_n(e, columns * z_length_, Real(0));
       std::fill_n(error, columns, 0.0);
       return false;
     }
-    argument(r, columns, e);
     bptt::errors(loss, net_.output, net_.m, e, z_length_, columns, targets, error, scratch_[std::size_t(rank)]);
     return true;
   }
 
-  // e = dE/dz for a given dE/do.
-  void pull_back(Rows<const Real> r, const Real* d_outputs, int columns, Real* e, int rank) {
-    if (net_.output == Output::softmax) argument(r, columns, e);
+  // From z to e = dE/dz in its place, for a given dE/do.
+  void pull_back(const Real* d_outputs, int columns, Real* e, int rank) {
     bptt::pull_back(net_.output, net_.m, e, z_length_, columns, d_outputs, scratch_[std::size_t(rank)]);
   }
 
@@ -61,12 +65,6 @@ class PackedReadout {
   }
 
  private:
-  void argument(Rows<const Real> r, int columns, Real* z) const {
-    for (int c = 0; c < columns; ++c)
-      for (std::int64_t i = 0; i < z_length_; i += lanes<Real>) store(z + c * z_length_ + i, load(bias_.data() + i));
-    W_O_.multiply_add(r.data, r.stride, z, z_length_, columns);
-  }
-
   const Network<Real>& net_;
   std::int64_t z_length_;
   PackedMatrix<Real> W_O_, W_O_turned_;

@@ -1,6 +1,8 @@
 // Forward and backward over one segment of steps, t0+1 .. t1. See python/bptt/_kernel.py for columns and counts.
 #pragma once
 
+#include <vector>
+
 #include "loss.hpp"
 
 namespace bptt {
@@ -28,15 +30,15 @@ struct Sums {
 template <class Real>
 struct Backward {
   Loss loss;
-  Targets<Real> targets;  // for a loss of one's own
-  const Real* d_outputs;  // (C, m) dE/do_t, null: zero; for Loss::upstream
-  const Real* d_states;   // (C, n) added dE/d(state, the form's own), null: zero
-  Rows<Real> carry;       // (B) in: dE/da_t1 of the counts[L+1] columns that go on, dE/d(final state, the form's own)
-                          //         of the others; out: the first counts[1] rows become dE/da_t0
-  double* errors;         // (C) w_t E_t, written; for a loss of one's own
-  Sums sums;
-  Real* d_x;         // (C, p) dE/dx_t, written; null: not wanted
-  Rows<Real> delta;  // (C) delta_t = dE/dh_t, written; absent: not wanted
+  Targets<Real> targets;   // for a loss of one's own
+  const Real* d_outputs;   // (C, m) dE/do_t, null: zero; for Loss::upstream
+  const Real* d_states;    // (C, n) added dE/d(state, the form's own), null: zero
+  Rows<Real> carry;        // (B) in: dE/da_t1 of the counts[L+1] columns that go on, dE/d(final state, the form's own)
+                           //         of the others; out: the first counts[1] rows become dE/da_t0
+  double* errors;          // (C) w_t E_t, written; for a loss of one's own
+  std::vector<Sums> sums;  // one, or one for each half of the batch
+  Real* d_x;               // (C, p) dE/dx_t, written; null: not wanted
+  Rows<Real> delta;        // (C) delta_t = dE/dh_t, written; absent: not wanted
 };
 
 // Writes the states. Returns the first column where a state is not finite, or -1.

@@ -11,38 +11,143 @@ namespace bptt {
 // Columns of a block of steps: what the time loop leaves behind stays in cache until it has become matrix products.
 template <class Real>
 std::int64_t block_columns(int n) {
-  return n >= 512 ? 512 : 256;
+  return n >= 1024 ? 512 : 256;
 }
 
-// How the steps of one problem are cut, for any number of threads: by columns, each thread its own sequences and no
-// waiting; or by rows of W, a barrier a step, where a step has few columns and W is too large for the nearest cache.
+// Whether threads split the rows of W, with a barrier a step: few columns, and W too large for the nearest cache.
+template <class Real>
+bool rows_pay(int n, std::int64_t B) {
+  const std::int64_t bytes = std::int64_t(n) * n * std::int64_t(sizeof(Real));
+  return (B <= 4 && bytes > (48 << 10)) || (B <= 16 && bytes > (800 << 10));
+}
+
+// Parts into which a batch is best cut, for any number of threads: two halves of the sequences share nothing but the
+// weights, so that neither waits for the other or reads what it wrote. Each has sums of its own, which must stay in a
+// near cache, and what it writes of a step must be more than a processor fetches unasked.
+template <class Real>
+int best_parts(int n, std::int64_t B) {
+  const std::int64_t written = B / 2 * row_length<Real>(n) * std::int64_t(sizeof(Real));
+  const bool near = std::int64_t(n) * n * std::int64_t(sizeof(double)) <= (256 << 10);
+  return near && written >= 256 && !rows_pay<Real>(n, B) ? 2 : 1;
+}
+
+// What a part of the batch has of a block of steps: of the sequences there at its beginning, the `ranks`. Its columns
+// are numbered one after another, from 0; in memory they lie step by step, or in one piece if the part is the `whole`.
+struct Block {
+  int first, last;  // steps
+  Range ranks;
+  bool whole;
+  bool even;           // the same sequences as in the step before it, to its end
+  std::int64_t width;  // columns
+
+  // Of step s. Also of the one after the last: how many go on.
+  std::int64_t count(int s) const { return std::clamp(counts[s], ranks.begin, ranks.end) - ranks.begin; }
+  // Its first column: by number, in memory, and what lies in memory one step before it, counted from a_t0.
+  std::int64_t number(int s) const { return whole ? rows[s] - rows[first] : numbers[std::size_t(s - first)]; }
+  std::int64_t column(int s) const { return rows[s] - counts[0] + ranks.begin; }
+  std::int64_t before(int s) const { return rows[s - 1] + ranks.begin; }
+
+  // work(column in memory, number, columns) for the pieces of numbers begin..end that lie together.
+  template <class Work>
+  void each_piece(std::int64_t begin, std::int64_t end, Work&& work) const {
+    if (whole) return work(column(first) + begin, begin, end - begin);
+    int s = first + int(std::upper_bound(numbers.begin(), numbers.end(), begin) - numbers.begin()) - 1;
+    for (; begin < end; ++s) {
+      const std::int64_t stop = std::min(end, number(s) + count(s));
+      if (begin < stop) work(column(s) + begin - number(s), begin, stop - begin);
+      begin = stop;
+    }
+  }
+
+  const std::int64_t *counts, *rows;  // of all steps of the segment
+  std::vector<std::int64_t> numbers;  // step by step; of a whole, they follow from the rows
+};
+
+// Where the columns of each step lie. Rows of a begin with the carried states, so column j of the segment is row j +
+// counts[0].
+class Layout {
+ public:
+  Layout(int steps, const std::int64_t* counts, std::int64_t most_columns, int parts)
+      : counts_(counts), row_(std::size_t(steps) + 2), parts_(parts) {
+    for (int s = 0; s <= steps; ++s) row_[std::size_t(s) + 1] = row_[std::size_t(s)] + counts[s];
+    for (int s = 0; s < steps;) {
+      const int first = s + 1;
+      const std::int64_t begin = row_[std::size_t(first)];
+      while (++s < steps && row_[std::size_t(s) + 2] - begin <= most_columns) {
+      }
+      for (int i = 0; i < parts; ++i) add_block(first, s, i);
+    }
+  }
+
+  // Steps are numbered 1..L here; step 0 is the carried state.
+  std::int64_t count(int step) const { return counts_[step]; }
+  std::int64_t total() const { return row_.back() - counts_[0]; }
+
+  int blocks() const { return int(blocks_.size()) / parts_; }
+  const Block& block(int k, int part = 0) const { return blocks_[std::size_t(k * parts_ + part)]; }
+  // Columns of a part in a block, at most.
+  std::int64_t widest() const { return widest_; }
+
+  // The blocks around k in which no sequence changes from one part to another: where they end, where they begin.
+  int stretch_end(int k) const {
+    const int begin = k;
+    while (k < blocks() && same_ranks(begin, k)) ++k;
+    return k;
+  }
+  int stretch_begin(int k) const {
+    const int end = k;
+    while (k > 0 && same_ranks(end, k - 1)) --k;
+    return k;
+  }
+
+ private:
+  void add_block(int first, int last, int part) {
+    Block b{first, last, bptt::part(counts_[first], 1, part, parts_), parts_ == 1, false, 0, counts_, row_.data(), {}};
+    if (b.whole) b.width = b.number(last + 1);
+    for (int s = first; s <= last && !b.whole; ++s) {
+      b.numbers.push_back(b.width);
+      b.width += b.count(s);
+    }
+    b.even = counts_[first - 1] == counts_[last];
+    widest_ = std::max(widest_, b.width);
+    blocks_.push_back(std::move(b));
+  }
+  bool same_ranks(int k, int l) const { return parts_ == 1 || counts_[block(k).first] == counts_[block(l).first]; }
+
+  const std::int64_t* counts_;
+  std::vector<std::int64_t> row_;
+  std::vector<Block> blocks_;
+  int parts_;
+  std::int64_t widest_ = 0;
+};
+
+// How the steps of one part of a batch are cut, for any number of threads: by columns, each thread its own sequences
+// and no waiting; or by rows of W.
 template <class Real>
 struct Cut {
   bool by_rows;
   ColumnTiles tiles;
   std::int64_t panels;
 
-  Cut(int n, std::int64_t B)
-      : by_rows(rows_pay(n, B)), tiles(B, by_rows ? 1 : 2), panels(row_length<Real>(n) / line<Real>) {}
+  // B: the columns of the segment's first step
+  Cut(int n, std::int64_t B, const Block& block)
+      : by_rows(block.whole && rows_pay<Real>(n, B)),
+        tiles(block.whole ? B : block.ranks.end - block.ranks.begin, block.whole && !by_rows ? 2 : 1),
+        panels(row_length<Real>(n) / line<Real>) {}
 
   // Whether the time loop has work for a second thread.
   bool divisible() const { return by_rows || tiles.tiles > 1; }
-
-  static bool rows_pay(int n, std::int64_t B) {
-    const std::int64_t bytes = std::int64_t(n) * n * std::int64_t(sizeof(Real));
-    return (B <= 4 && bytes > (48 << 10)) || (B <= 16 && bytes > (800 << 10));
-  }
 };
 
 // One thread's part of every step.
 template <class Real>
 class Share {
  public:
-  Share(const Cut<Real>& cut, int rank, int size)
+  Share(const Cut<Real>& cut, Member member)
       : tiles_(cut.tiles),
-        first_(cut.by_rows ? 0 : rank),
-        step_(cut.by_rows ? 1 : size),
-        panels_(cut.by_rows ? part(cut.panels, PackedMatrix<Real>::group, rank, size) : Range{0, cut.panels}),
+        first_(cut.by_rows ? 0 : member.rank),
+        step_(cut.by_rows ? 1 : member.size),
+        panels_(cut.by_rows ? member.part(cut.panels, PackedMatrix<Real>::group) : Range{0, cut.panels}),
         whole_(panels_.end - panels_.begin == cut.panels) {}
 
   // work(first column, last column) for each of its tiles among the first `active` columns.
@@ -73,63 +178,24 @@ class Share {
   }
 
  private:
-  const ColumnTiles& tiles_;
+  ColumnTiles tiles_;
   std::int64_t first_, step_;
   Range panels_;
   bool whole_;
 };
 
-// Where the columns of each step lie. Rows of a begin with the carried states, so column j of the segment is row j +
-// counts[0].
-class Layout {
- public:
-  Layout(int steps, const std::int64_t* counts, std::int64_t most_columns)
-      : counts_(counts), row_(std::size_t(steps) + 2) {
-    for (int s = 0; s <= steps; ++s) row_[std::size_t(s) + 1] = row_[std::size_t(s)] + counts[s];
-    for (int s = 0; s < steps;) {
-      edges_.push_back(s);
-      const std::int64_t begin = row_[std::size_t(s) + 1];
-      while (++s < steps && row_[std::size_t(s) + 2] - begin <= most_columns) {
-      }
-    }
-    edges_.push_back(steps);
-    for (int k = 0; k < blocks(); ++k) widest_ = std::max(widest_, columns(k).end - columns(k).begin);
-  }
-
-  // Steps are numbered 1..L here; step 0 is the carried state.
-  std::int64_t count(int step) const { return counts_[step]; }
-  std::int64_t row(int step) const { return row_[std::size_t(step)]; }
-  std::int64_t column(int step) const { return row(step) - counts_[0]; }
-  std::int64_t total() const { return row_.back() - counts_[0]; }
-
-  int blocks() const { return int(edges_.size()) - 1; }
-  int first(int block) const { return edges_[std::size_t(block)] + 1; }
-  int last(int block) const { return edges_[std::size_t(block) + 1]; }
-  Range columns(int block) const { return {column(first(block)), row_[std::size_t(last(block)) + 1] - counts_[0]}; }
-  std::int64_t widest() const { return widest_; }
-  // All steps of the block, and the one before, have the same columns: a_{t-1} of column j lies at a fixed distance.
-  bool even(int block) const { return counts_[first(block) - 1] == counts_[last(block)]; }
-
- private:
-  const std::int64_t* counts_;
-  std::vector<std::int64_t> row_;
-  std::vector<int> edges_;
-  std::int64_t widest_ = 0;
-};
-
-// One of `size` threads that share a piece of work.
-struct Member {
-  int rank, size;
-
-  Range part(std::int64_t count, std::int64_t grain = 1) const { return bptt::part(count, grain, rank, size); }
-};
-
-// Columns of a range dealt out in chunks that do not depend on how many share them: work(first, columns).
+// Columns dealt out in chunks that do not depend on how many share them: work(first, columns).
 template <class Work>
-void each_chunk(Range columns, Member member, Work&& work) {
-  const Range own = member.part(columns.end - columns.begin, chunk);
-  for (std::int64_t c = own.begin; c < own.end; c += chunk)
-    work(columns.begin + c, int(std::min<std::int64_t>(chunk, own.end - c)));
+void each_chunk(std::int64_t columns, Member member, Work&& work) {
+  const Range own = member.part(columns, chunk);
+  for (std::int64_t c = own.begin; c < own.end; c += chunk) work(c, int(std::min<std::int64_t>(chunk, own.end - c)));
+}
+
+// The same for a block's: work(column in memory, number, columns), for the pieces of each chunk.
+template <class Work>
+void each_chunk(const Block& block, Member member, Work&& work) {
+  each_chunk(block.width, member,
+             [&](std::int64_t first, int columns) { block.each_piece(first, first + columns, work); });
 }
 
 }  // namespace bptt

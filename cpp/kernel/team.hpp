@@ -133,6 +133,8 @@ class Team {
   }
 
  private:
+  friend class Crew;
+
   static std::atomic<bool>& in_child() {
     static std::atomic<bool> child = false;
     static const int registered = pthread_atfork(nullptr, nullptr, [] { in_child() = true; });
@@ -143,6 +145,42 @@ class Team {
   int size_;
   alignas(64) std::atomic<int> waiting_ = 0;
   alignas(64) std::atomic<unsigned> turn_ = 0;
+};
+
+// One of `size` threads that share a piece of work.
+struct Member {
+  int rank, size;
+  int thread;  // its rank among all threads of the call
+
+  Range part(std::int64_t count, std::int64_t grain = 1) const { return bptt::part(count, grain, rank, size); }
+};
+
+// A team cut into one for each part of its work, at most two; a thread that is alone does part after part.
+class Crew {
+ public:
+  explicit Crew(int parts) : parts_(parts) {}
+
+  // By one thread, before the others begin.
+  void split(const Team& all) {
+    for (int i = 0; i < parts_; ++i) teams_[i].size_ = std::max(1, end(all, i) - begin(all, i));
+  }
+
+  // work(part, its team, member) on this thread.
+  template <class Work>
+  void run(Team& all, int rank, Work&& work) {
+    for (int i = 0; i < parts_; ++i)
+      if (all.size() < parts_ || parts_ == 1)
+        work(i, all, Member{rank, all.size(), rank});
+      else if (begin(all, i) <= rank && rank < end(all, i))
+        work(i, teams_[i], Member{rank - begin(all, i), teams_[i].size_, rank});
+  }
+
+ private:
+  int begin(const Team& all, int i) const { return all.size() * i / parts_; }
+  int end(const Team& all, int i) const { return begin(all, i + 1); }
+
+  int parts_;
+  Team teams_[2] = {Team(1), Team(1)};
 };
 
 // Flushes denormal numbers to zero on this thread while it lives. A gradient that has decayed below the normal range

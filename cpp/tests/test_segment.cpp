@@ -58,7 +58,7 @@ struct Case {
   };
 
   // All results of forward and backward in a row.
-  std::vector<double> run(int threads) {
+  std::vector<double> run(int threads, int parts = 1) {
     const std::int64_t length = row_length<Real>(n);
     Crowd::forget();  // or one thread might do
     Rimmed a((B + C) * length), h(C * length), carry(B * length), delta(C * length), d_x(C * p);
@@ -76,8 +76,17 @@ struct Case {
                             Output::softmax};
     const Segment<Real> segment{
         int(counts.size()) - 2, counts.data(), {x.data(), nullptr}, {a.data(), B + C, length}, {h.data(), C, length}};
-    std::vector<double> dW_R(std::size_t(n) * n), dW_I(std::size_t(n) * p), dW_O(std::size_t(n) * m), db(n), db_O(m),
-        errors(C);
+    struct Part {
+      std::vector<double> dW_R, dW_I, dW_O, db, db_O;
+    };
+    std::vector<Part> sums;
+    std::vector<Sums> views;
+    for (int i = 0; i < parts; ++i)
+      sums.push_back({std::vector<double>(std::size_t(n) * n), std::vector<double>(std::size_t(n) * p),
+                      std::vector<double>(std::size_t(n) * m), std::vector<double>(n), std::vector<double>(m)});
+    for (Part& of : sums)
+      views.push_back({of.dW_R.data(), of.dW_I.data(), of.dW_O.data(), of.db.data(), of.db_O.data()});
+    std::vector<double> errors(C);
     CHECK(forward(net, segment, threads) == -1);
     const Backward<Real> task{Loss::cross_entropy,
                               {y.data(), nullptr, nullptr},
@@ -85,14 +94,19 @@ struct Case {
                               nullptr,
                               {carry.data(), B, length},
                               errors.data(),
-                              {dW_R.data(), dW_I.data(), dW_O.data(), db.data(), db_O.data()},
+                              views,
                               d_x.data(),
                               {delta.data(), C, length}};
     CHECK(backward(net, segment, task, threads) == -1);
     for (Rimmed* r : {&a, &h, &carry, &delta, &d_x}) CHECK(r->intact());
     std::vector<double> all;
-    for (const auto* part : {&dW_R, &dW_I, &dW_O, &db, &db_O, &errors})
-      all.insert(all.end(), part->begin(), part->end());
+    all.insert(all.end(), errors.begin(), errors.end());
+    for (auto sum : {&Part::dW_R, &Part::dW_I, &Part::dW_O, &Part::db, &Part::db_O})
+      for (std::size_t i = 0; i < (sums[0].*sum).size(); ++i) {
+        double total = 0;
+        for (const Part& of : sums) total += (of.*sum)[i];
+        all.push_back(total);
+      }
     for (Rimmed* r : {&a, &h, &carry, &delta, &d_x}) all.insert(all.end(), r->data(), r->data() + r->size);
     return all;
   }
@@ -108,13 +122,23 @@ TEST_CASE_TEMPLATE("the number of threads changes no bit", Real, float, double) 
                                                                                   {300, even(3, 20)},
                                                                                   {520, even(9, 3)},
                                                                                   {100, ragged},
+                                                                                  {16, ragged},
+                                                                                  {16, even(8, 70)},
                                                                                   {16, even(1, 900)}}) {
     CAPTURE(n);
     Case<Real> one(n, counts);
     const std::vector<double> alone = one.run(1);
+    const std::vector<double> halves = one.run(1, 2);
+    double difference = 0, largest = 0;
+    for (std::size_t i = 0; i < alone.size(); ++i) {
+      difference = std::max(difference, std::abs(alone[i] - halves[i]));
+      largest = std::max(largest, std::abs(alone[i]));
+    }
+    CHECK(difference <= 50 * double(std::numeric_limits<Real>::epsilon()) * largest);
     for (const int threads : {2, 3, 5}) {
-      const std::vector<double> together = one.run(threads);
+      const std::vector<double> together = one.run(threads), in_halves = one.run(threads, 2);
       CHECK(std::memcmp(alone.data(), together.data(), alone.size() * sizeof(double)) == 0);
+      CHECK(std::memcmp(halves.data(), in_halves.data(), halves.size() * sizeof(double)) == 0);
     }
   }
 }

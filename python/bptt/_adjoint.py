@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bptt import _levels
 from bptt._columns import Columns, Segment
 from bptt._kernel import Array, Sums
 from bptt._memory import aligned
@@ -38,13 +39,17 @@ class Adjoint:
         shapes: list[tuple[int, ...] | None] = [(n, n), (p, n) if tokens else (n, p), (m, n) if m else None]
         shapes += [(n,) if b_R or b_I else None, (m,) if b_O else None]
         stops = np.cumsum([0 if shape is None else math.prod(shape) for shape in shapes]).tolist()
-        # One array for all sums: cleared, scaled and rounded as one.
-        self._flat: Array = np.empty(stops[-1])
-        sums: list[Any] = [
-            None if shape is None else self._flat[stop - math.prod(shape) : stop].reshape(shape)
-            for stop, shape in zip(stops, shapes, strict=True)
+        parts = _levels.kernel().best_parts(n, columns.size, rnn.dtype.itemsize)
+        # One array for all sums of a part: cleared, scaled and rounded as one.
+        self._flat: Array = np.empty((parts, stops[-1]))
+        sums: list[list[Any]] = [
+            [
+                None if shape is None else flat[stop - math.prod(shape) : stop].reshape(shape)
+                for stop, shape in zip(stops, shapes, strict=True)
+            ]
+            for flat in self._flat
         ]
-        self._sums = Sums(*sums)
+        self._sums = tuple(Sums(*part) for part in sums)
         self.nbytes = self._carry.nbytes + self._flat.nbytes
 
     def begin(self, sweep: Sweep, d_final: Array | None, wrt_inputs: bool) -> None:
@@ -71,7 +76,10 @@ class Adjoint:
     def gradients(self, sweep: Sweep, factor: float, h_0: Array | None, final: Array | None = None) -> Gradients:
         """The gradient times ``factor``; h_0 by rank is needed in form "preactivation"."""
         columns, dtype = self._columns, self._carry.dtype
-        flat = self._flat if self._same_order else self._in_order(sweep)
+        total = self._flat[0]
+        for part in self._flat[1:]:
+            total += part
+        flat = total if self._same_order else self._in_order(sweep)
         vector: Array = np.empty(len(flat), dtype)
         if not sweep.kernel.scale(flat, factor, vector):
             sweep._not_finite("the gradient of the weights is not finite")
@@ -94,7 +102,7 @@ class Adjoint:
 
     def _in_order(self, sweep: Sweep) -> Array:
         """The sums in the order of `RNN.ravel`: W_I by rows, the kernel's one bias for two where there are both."""
-        W_R, W_I, W_O, b, b_O = self._sums
+        W_R, W_I, W_O, b, b_O = self._sums[0]
         both = "b_R" in self._parts and "b_I" in self._parts
         arrays = [W_R, W_I.T if sweep.tokens else W_I, W_O, b, b if both else None, b_O]
         return np.concatenate([array.ravel() for array in arrays if array is not None])

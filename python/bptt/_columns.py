@@ -42,7 +42,7 @@ def block_steps(n: int, size: int) -> int:
 
     A sum adds the blocks' parts one after the other, so time can be cut between blocks and no bit of it changes.
     """
-    return max((512 if n >= 512 else 256) // size, 1)
+    return max((512 if n >= 1024 else 256) // size, 1)
 
 
 class Segment:

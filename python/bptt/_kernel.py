@@ -125,6 +125,15 @@ class Kernel(Protocol):
         """Errors of one segment and their direct part."""
         ...
 
+    def best_parts(
+        self,
+        n: int,
+        size: int,  # B
+        itemsize: int,
+    ) -> int:
+        """Into how many parts `backward` best cuts a batch: it then wants as many `Sums`, for all segments the same."""
+        ...
+
     def backward(
         self,
         network: Network,
@@ -141,7 +150,7 @@ class Kernel(Protocol):
         #                for the others dE/d(their final state, the form's own).
         #                The first counts[1] rows become dE/da_t0
         errors: Array | None,  # float64 (C,) (written): w_t E_t, where loss is not -1
-        sums: Sums,  # added to
+        sums: tuple[Sums, ...],  # added to: the gradient is the sum of one, or of one for each half of the batch
         d_x: Array | None,  # (C, p) (written): dE/dx_t
         delta: Array | None,  # (C, ld) (written): delta_t = dE/dh_t
         threads: int,

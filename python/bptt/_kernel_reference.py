@@ -68,6 +68,11 @@ def direct(
 
 
 @np.errstate(all="ignore")
+def best_parts(n: int, size: int, itemsize: int) -> int:
+    return 1
+
+
+@np.errstate(all="ignore")
 def backward(
     network: Network,
     loss: int,
@@ -81,7 +86,7 @@ def backward(
     d_states: Array | None,
     carry: Array,
     errors: Array | None,
-    sums: Sums,
+    sums: tuple[Sums, ...],
     d_x: Array | None,
     delta: Array | None,
     threads: int,
@@ -91,6 +96,7 @@ def backward(
     D = _derivative(net, a_t, h)
     own = D if net.form == "activation" else np.ones_like(D)
     deltas = np.zeros_like(D)  # of g_t until its step comes
+    total = sums[0]
 
     if loss != -1 or d_outputs is not None:
         r = _readout_states(net, a_t, h)
@@ -103,8 +109,8 @@ def backward(
             o = reference.prediction(net, reference.readout_argument(net, r))
             e = reference.through_prediction(net, o, d_outputs)
         deltas += reference.direct(net, D, e)
-        _add(sums.W_O, reference.outer_sum(e, r))
-        _add(sums.b_O, reference.vector_sum(e))
+        _add(total.W_O, reference.outer_sum(e, r))
+        _add(total.b_O, reference.vector_sum(e))
     if d_states is not None:
         deltas += d_states * own
 
@@ -116,9 +122,9 @@ def backward(
         d_state[: counts[i]] = delta_t @ net.W_R
 
         x_t = _inputs(net, x[columns])
-        _add(sums.W_R, reference.outer_sum(delta_t, a[previous, :n]))
-        _add(sums.W_I, reference.outer_sum(x_t, delta_t) if _are_tokens(x) else reference.outer_sum(delta_t, x_t))
-    _add(sums.b, reference.vector_sum(deltas))
+        _add(total.W_R, reference.outer_sum(delta_t, a[previous, :n]))
+        _add(total.W_I, reference.outer_sum(x_t, delta_t) if _are_tokens(x) else reference.outer_sum(delta_t, x_t))
+    _add(total.b, reference.vector_sum(deltas))
     carry[: counts[1], :n] = d_state[: counts[1]]
     if d_x is not None:
         d_x[:] = deltas @ net.W_I

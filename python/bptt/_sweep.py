@@ -110,7 +110,7 @@ class Sweep:
             self._not_finite(f"the state is not finite: first {place(segment, column)}")
 
     def backward(
-        self, segment: Segment, window: Window, pull: Pull, carry: Array, sums: Sums, d_x: Array | None
+        self, segment: Segment, window: Window, pull: Pull, carry: Array, sums: tuple[Sums, ...], d_x: Array | None
     ) -> None:
         a, h = window
         column = self.kernel.backward(

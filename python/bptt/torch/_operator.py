@@ -75,8 +75,9 @@ def _backward(
     size, dtype = batch.size, network.W_R.dtype
     carry = aligned(size, n, dtype)
     carry[:, :n] = 0 if d_final is None else numbers(d_final)
-    d_W_R, d_W_I, d_b = np.zeros((n, n)), np.zeros((n, p)), np.zeros(n)
-    sums = Sums(d_W_R, d_W_I, None, d_b, None)
+    parts = kernel.best_parts(n, size, dtype.itemsize)
+    d_W_R, d_W_I, d_b = np.zeros((parts, n, n)), np.zeros((parts, n, p)), np.zeros((parts, n))
+    of_parts = tuple(Sums(d_W_R[i], d_W_I[i], None, d_b[i], None) for i in range(parts))
     d_x = np.empty((batch.rows - size, p), dtype) if wrt_x else None
     rows = batch.in_place(states, initial)
     for segment in reversed(batch.segments):
@@ -100,7 +101,7 @@ def _backward(
             d_states=None if d_states is None else contiguous(batch.read(d_states, first, end), dtype),
             carry=carry,
             errors=None,
-            sums=sums,
+            sums=of_parts,
             d_x=None if d_x is None else d_x[first - size : end - size],
             delta=None,
             threads=threads,
@@ -108,7 +109,7 @@ def _backward(
     return (
         x.new_empty(0) if d_x is None else batch.tensor(d_x, 0, p),  # an operator returns tensors and nothing else
         torch.from_numpy(carry[:, :n]),
-        *(torch.from_numpy(contiguous(total, dtype)) for total in (d_W_I, d_W_R, d_b)),
+        *(torch.from_numpy(contiguous(sums.sum(0), dtype)) for sums in (d_W_I, d_W_R, d_b)),
     )
 
 
