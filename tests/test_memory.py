@@ -11,7 +11,7 @@ import bptt
 from bptt import _budget, _columns
 from support import PARTS, network, targets
 
-SIZES = {"one": (1, 3000, 16), "three": (3, 900, 33), "many": (300, 12, 8), "rows": (2, 700, 130)}
+SIZES = {"one": (1, 3000, 16), "nine": (9, 300, 33), "many": (300, 12, 8), "rows": (2, 700, 130)}
 FORMS = [("activation", "activation"), ("preactivation", "preactivation")]
 
 
@@ -58,7 +58,7 @@ def test_bits_are_those_of_the_unlimited_call(size, form, readout, dtype):
 @pytest.mark.parametrize(("form", "readout"), FORMS)
 def test_bits_of_ragged_batches(form, readout, monkeypatch):
     monkeypatch.setattr("bptt._sweep.segment_steps", lambda *args: 50)
-    rnn, x, y, arguments = case("three", form, readout, "float64", ragged=True)
+    rnn, x, y, arguments = case("nine", form, readout, "float64", ragged=True)
 
     def call(**more):
         return bptt.value_and_grad(rnn, x, y, **arguments, **more)

@@ -23,12 +23,11 @@ bool rows_pay(int n, std::int64_t B) {
 
 // Parts into which a batch is best cut, for any number of threads: two halves of the sequences share nothing but the
 // weights, so that neither waits for the other or reads what it wrote. Each has sums of its own, which must stay in a
-// near cache, and what it writes of a step must be more than a processor fetches unasked.
+// near cache, and enough columns a step for a tile.
 template <class Real>
 int best_parts(int n, std::int64_t B) {
-  const std::int64_t written = B / 2 * row_length<Real>(n) * std::int64_t(sizeof(Real));
   const bool near = std::int64_t(n) * n * std::int64_t(sizeof(double)) <= (256 << 10);
-  return near && written >= 256 && !rows_pay<Real>(n, B) ? 2 : 1;
+  return near && B >= 8 && !rows_pay<Real>(n, B) ? 2 : 1;
 }
 
 // What a part of the batch has of a block of steps: of the sequences there at its beginning, the `ranks`. Its columns
