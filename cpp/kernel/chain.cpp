@@ -133,8 +133,9 @@ class Walk {
           pack(block, rank, team.size());
           team.barrier();
         }
-        move(block, rank, team.size());
+        move(block, team.size());
         team.barrier();
+        if (rank == 0) dealt_ = 0;
         after(block, team, rank);
         team.barrier();
       }
@@ -161,7 +162,15 @@ class Walk {
     }
   }
 
-  void move(const Block& block, int rank, int threads) {
+  // Hands of neighbouring tiles go through the whole block one after the other, so that their rows stay in a near cache
+  // and nobody writes next to them. Dealt as they are asked for, since bundles come and go.
+  void move(const Block& block, int threads) {
+    const std::int64_t hand = std::clamp<std::int64_t>(tiles_.tiles / (4 * threads), 1, 8);
+    for (std::int64_t first; (first = dealt_.fetch_add(hand)) < tiles_.tiles;)
+      move(block, first, std::min(first + hand, tiles_.tiles));
+  }
+
+  void move(const Block& block, std::int64_t first_tile, std::int64_t end_tile) {
     const std::int64_t height = bundles_.height, group = PackedMatrix<double>::group;
     Range before{size_, size_};
     for (std::int64_t j = 0; j < block.count; ++j) {
@@ -171,7 +180,7 @@ class Walk {
       const Rows<double> from = slot(j), to = slot(j + 1);
       const PackedMatrix<double>& matrix = packed_[factors_.share_one() ? 0 : std::size_t(j)];
       const auto each_tile = [&](const Range& rows, auto&& work) {
-        for (std::int64_t i = rank; i < tiles_.tiles; i += threads) {
+        for (std::int64_t i = first_tile; i < end_tile; ++i) {
           const Range part{std::max(tiles_.begin(i), rows.begin), std::min(tiles_.end(i), rows.end)};
           if (part.begin < part.end) work(part);
         }
@@ -219,6 +228,7 @@ class Walk {
   std::vector<PackedMatrix<double>> packed_;
   std::vector<int> shifts_;
   std::vector<char> wild_;
+  std::atomic<std::int64_t> dealt_ = 0;  // tiles of this block
   std::atomic<std::int64_t> bad_ = -1;
 };
 
