@@ -194,6 +194,17 @@ def test_rows_are_scaled_rounded_once_and_checked(kernel, dtypes, sizes):
             assert kernel.scale(spoilt, 0.5, scaled) is bool(np.isfinite(wrong))
 
 
+@pytest.mark.parametrize("tail", [(), (3,), (2, 5), (0,)])
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "i2", "bool"])
+def test_columns_are_picked(kernel, tail, dtype):
+    block = np.random.default_rng(0).integers(2, 99, size=(6, 5, *tail)).astype(dtype)
+    order, counts = np.array([3, 0, 4, 1, 2]), np.array([5, 5, 4, 4, 2, 1, 0, 0])
+    columns = np.empty((16, *tail), dtype)
+    kernel.pick(block, order, counts, columns)
+    wanted = [block[t, order[j]] for t in range(6) for j in range(counts[t + 1])]
+    assert np.array_equal(columns, wanted)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 @pytest.mark.parametrize("count", [0, 1, 100, 1024, 3000])
 def test_the_first_index_outside_is_found(kernel, dtype, count):

@@ -1,5 +1,7 @@
 #include "kernel/columns.hpp"
 
+#include <numeric>
+
 #include "arguments.hpp"
 
 namespace bptt::bindings {
@@ -23,6 +25,21 @@ bool scale(const py::array& values, double factor, const py::array& scaled) {
   });
 }
 
+void pick(const py::array& block, const py::array& order, const py::array& counts, const py::array& columns) {
+  constexpr int contiguous = py::array::c_style;
+  const std::int64_t L = counts.size() - 2, B = order.size();
+  if (!(block.flags() & columns.flags() & contiguous) || block.ndim() < 2 || block.shape(0) != L || block.shape(1) != B)
+    throw py::value_error("block must be contiguous, of shape (L, B, ...), and so must columns");
+  const auto* const ranks = data<const std::int64_t>(order, "order");
+  const auto* const present = data<const std::int64_t>(counts, "counts") + 1;
+  const std::int64_t size = B ? block.strides(1) : 0, total = std::accumulate(present, present + L, std::int64_t{0});
+  if (columns.nbytes() != total * size || (L && *std::max_element(present, present + L) > B) ||
+      !std::all_of(ranks, ranks + B, [&](std::int64_t b) { return 0 <= b && b < B; }))
+    throw py::value_error("columns must have a row for every sequence that is there");
+  bptt::pick(static_cast<const std::byte*>(block.data()), L, B, ranks, present, std::size_t(size),
+             static_cast<std::byte*>(py::array(columns).mutable_data()));
+}
+
 std::int64_t find_outside(const py::array& indices, std::int64_t limit) {
   if (py::isinstance<py::array_t<std::int32_t>>(indices))
     return bptt::find_outside(data<const std::int32_t>(indices, "indices"), indices.size(), limit);
@@ -32,6 +49,7 @@ std::int64_t find_outside(const py::array& indices, std::int64_t limit) {
 void bind_columns(py::module_& m) {
   m.def("add_units", &add_units, py::arg("values"), py::arg("unit"), py::arg("total"));
   m.def("scale", &scale, py::arg("values"), py::arg("factor"), py::arg("scaled"));
+  m.def("pick", &pick, py::arg("block"), py::arg("order"), py::arg("counts"), py::arg("columns"));
   m.def("find_outside", &find_outside, py::arg("indices"), py::arg("limit"));
 }
 

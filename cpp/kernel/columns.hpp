@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -40,6 +42,15 @@ bool scale(const From* values, std::int64_t rows, std::int64_t width, double fac
       finite &= std::abs(product) <= std::numeric_limits<To>::max();
     }
   return finite;
+}
+
+// Of a block (steps, B) of items of `size` bytes: those of step s's first counts[s] sequences in this order, step by
+// step.
+inline void pick(const std::byte* block, std::int64_t steps, std::int64_t B, const std::int64_t* order,
+                 const std::int64_t* counts, std::size_t size, std::byte* to) {
+  for (std::int64_t s = 0; s < steps; ++s, block += std::size_t(B) * size)
+    for (std::int64_t j = 0; j < counts[s]; ++j, to += size)
+      std::memcpy(to, block + std::size_t(order[j]) * size, size);
 }
 
 // The first index that is not in 0..limit-1, or -1.

@@ -48,24 +48,33 @@ def block_steps(n: int, size: int) -> int:
 class Segment:
     """Steps t0+1 .. t1 and where their columns are."""
 
-    __slots__ = ("before", "counts", "end", "first", "t0", "t1", "where")
+    __slots__ = ("_where", "before", "counts", "end", "first", "order", "t0", "t1")
 
-    def __init__(self, t0: int, t1: int, counts: Array, before: int, first: int, end: int) -> None:
+    def __init__(
+        self, t0: int, t1: int, counts: Array, before: int, first: int, end: int, order: Array | None = None
+    ) -> None:
         self.t0, self.t1 = t0, t1
         self.counts = counts  # columns at t0 .. t1 + 1
         self.before, self.first, self.end = before, first, end  # start(t0), start(t0 + 1), start(t1 + 1)
-        self.where: tuple[Array, Array] | None = None  # t - t0 - 1 and b of each column; None where all are present
+        self.order = order  # the sequence of each rank; None where all are present
+        self._where: tuple[Array, Array] | None = None
 
     @property
     def columns(self) -> int:
         return self.end - self.first
 
+    def where(self) -> tuple[Array, Array]:
+        """t - t0 - 1 and b of each column."""
+        if self._where is None:
+            present = self.counts[1:-1]
+            steps = np.repeat(np.arange(self.t1 - self.t0), present)
+            ranks = np.arange(self.columns) - np.repeat(np.cumsum(present) - present, present)
+            self._where = steps, ranks if self.order is None else self.order[ranks]
+        return self._where
+
     def locate(self, column: int) -> tuple[int, int]:
         """The step t (from 1) and the sequence b (from 0) of a column."""
-        if self.where is None:
-            step, sequence = divmod(column, int(self.counts[0]))
-        else:
-            step, sequence = (int(index[column]) for index in self.where)
+        step, sequence = (int(index[column]) for index in self.where())
         return self.t0 + 1 + step, sequence
 
 
@@ -147,21 +156,15 @@ class Columns:
 
     def _ragged(self, t0: int, t1: int, order: Array) -> Segment:
         counts = self.size - np.searchsorted(self._ascending, np.arange(t0, t1 + 2), side="left")
-        present = counts[1:-1]
-        steps = np.repeat(np.arange(t1 - t0), present)
-        ranks = np.arange(len(steps)) - np.repeat(np.cumsum(present) - present, present)
-        before = self.start(t0)
-        first = before + int(counts[0])
-        segment = Segment(t0, t1, counts, before, first, first + len(steps))
-        segment.where = steps, order[ranks]
-        return segment
+        before, end = self.start(t0), self.start(t1 + 1)
+        return Segment(t0, t1, counts, before, before + int(counts[0]), end, order)
 
     def ends(self, segment: Segment) -> slice | Array | None:
         """The columns of a segment at which a sequence ends, if there are any."""
         if self.order is None:
             return slice(segment.columns - self.size, None) if segment.t1 == self.steps else None
-        assert self.lengths is not None and segment.where is not None
-        steps, sequences = segment.where
+        assert self.lengths is not None
+        steps, sequences = segment.where()
         ends = np.flatnonzero(steps + segment.t0 + 1 == self.lengths[sequences])
         return ends if len(ends) else None
 
@@ -172,10 +175,10 @@ class Columns:
     def block(self, packed: Array, segment: Segment) -> Array:
         """The packed columns of a segment as (L, B, ...), zero beyond a length: a view where no step is missing."""
         sizes = (segment.t1 - segment.t0, self.size, *packed.shape[1:])
-        if segment.where is None:
+        if segment.order is None:
             return packed.reshape(sizes)
         result = np.zeros(sizes, packed.dtype)
-        result[segment.where] = packed
+        result[segment.where()] = packed
         return result
 
     def sort(self, rows: Array) -> Array:

@@ -176,6 +176,16 @@ class Kernel(Protocol):
         """A product, rounded once. Returns whether all that was written is finite."""
         ...
 
+    def pick(
+        self,
+        block: Array,  # (L, B, ...), contiguous, of any dtype
+        order: Array,  # int64 (B,): the sequence of each rank
+        counts: Array,  # as in forward
+        columns: Array,  # (C, ...) (written)
+    ) -> None:
+        """The columns that are there."""
+        ...
+
     def find_outside(
         self,
         indices: Array,  # int32 or int64, contiguous

@@ -154,6 +154,10 @@ def scale(values: Array, factor: float, scaled: Array) -> bool:
     return bool(np.isfinite(scaled).all())
 
 
+def pick(block: Array, order: Array, counts: Array, columns: Array) -> None:
+    columns[...] = np.concatenate([step[order[:count]] for step, count in zip(block, counts[1:-1], strict=True)])
+
+
 def find_outside(indices: Array, limit: int) -> int:
     outside = (indices < 0) | (indices >= limit)
     return int(np.argmax(outside)) if outside.any() else -1

@@ -46,15 +46,12 @@ def read(name: str, source: Array | Slices, t0: int, t1: int) -> Array:
 def pick(block: Array, axes: int, segment: Segment) -> Array:
     """The columns of a segment from its block (L, B, ...), or (L, ...) unbatched."""
     tail = block.shape[axes:]
-    if segment.where is None:
+    if segment.order is None:
         return block.reshape(segment.columns, *tail)
-    steps, sequences = segment.where
-    if axes == 1:
-        return block[steps]
     if not block.flags.c_contiguous:
-        return block[steps, sequences]
-    size = block.shape[1]
-    columns: Array = block.reshape(len(block) * size, *tail).take(steps * size + sequences, axis=0)  # thrice as fast
+        return block[segment.where()]
+    columns: Array = np.empty((segment.columns, *tail), block.dtype)
+    _levels.kernel().pick(block, segment.order, segment.counts, columns)
     return columns
 
 
