@@ -90,3 +90,21 @@ def test_a_gradient_or_an_error_that_is_not_finite_is_said(nonfinite):
                 bptt.value_and_grad(*arguments, **options, nonfinite=nonfinite)
         assert len(met) == (nonfinite == "warn")
         assert not met or words in str(met[0].message)
+
+
+@pytest.mark.parametrize("size", [6, 8])
+def test_infinite_sums_of_opposite_sign_are_no_matter_of_numpys(size):
+    """A batch of 8 is summed in halves, one of which is inf here and the other -inf."""
+    rnn = bptt.RNN(np.zeros((3, 3)), np.full((3, 2), 1e-6), activation="identity").astype("float32")
+    x = np.full((10, size, 2), 1e300)
+    d_states = np.full((10, size, 3), 3e38)
+    d_states[:, size // 2 :] *= -1 / 3
+    with np.errstate(over="ignore"):
+        x = x.astype("float32").clip(-3e38, 3e38)
+    trajectory = bptt.forward(rnn, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradients = bptt.backward(rnn, x, trajectory, d_states=d_states, nonfinite="ignore")
+        assert not np.isfinite(gradients.W_I).any()
+        with pytest.raises(FloatingPointError, match="the gradient of the weights is not finite"):
+            bptt.backward(rnn, x, trajectory, d_states=d_states, nonfinite="raise")

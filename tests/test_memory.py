@@ -84,6 +84,22 @@ def test_bits_with_a_callable_and_targets_of_the_last_step():
         assert_same_bits(call(memory=least(call)), call())
 
 
+def test_bits_with_a_callable_whose_blocks_end_beside_a_tile():
+    rng = np.random.default_rng(0)
+    rnn, x, y = network(13, 7, 8), rng.standard_normal((64, 15, 7)), rng.standard_normal((64, 15, 8))
+    seen = []
+
+    def error(o, y):
+        seen.append(len(o))
+        return ((o - y) ** 2).sum(-1), 2 * (o - y)
+
+    unlimited = bptt.value_and_grad(rnn, x, y, loss=error)
+    smallest = least(lambda memory: bptt.value_and_grad(rnn, x, y, loss=error, memory=memory))
+    for memory in np.linspace(smallest, 2 * smallest, 5).astype(int).tolist():
+        assert_same_bits(bptt.value_and_grad(rnn, x, y, loss=error, memory=memory), unlimited)
+    assert max(seen) == 64 > min(seen)
+
+
 def test_on_every_level(level):
     """A level gives its own bits; NumPy, whose order of sums follows a product's length, the same numbers."""
     rnn, x, y, arguments = case("one", "activation", "activation", "float64")

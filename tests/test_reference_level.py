@@ -213,7 +213,7 @@ def test_upstream_gradients_of_the_outputs(output):
     for (t0, t1), a in zip(run.segments, run.a, strict=True):
         r = a[counts_between(t0, t1)[0] :]
         written = np.full((len(r), M), np.nan)
-        level.outputs(run.network, r, written, 1)
+        level.outputs(run.network, r, written, 7, 1)
         assert_close(written, pack(o, t0, t1))
     run.backward(d_outputs=d_outputs)
     e = reference.through_prediction(net, o, d_outputs)

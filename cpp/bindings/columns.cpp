@@ -15,7 +15,7 @@ bool scale(const py::array& values, double factor, const py::array& scaled) {
   const std::int64_t n = scaled.ndim() ? scaled.shape(scaled.ndim() - 1) : 0;
   const std::int64_t rows = n ? scaled.size() / n : 0;
   const std::int64_t width = rows ? values.size() / rows : 0;
-  if (width < n) throw py::value_error("values must have as many rows as scaled, none of them shorter");
+  if (rows && width < n) throw py::value_error("values must have as many rows as scaled, none of them shorter");
   return for_dtype(scaled, [&](auto real) {
     using To = decltype(real);
     To* const to = data<To>(scaled, "scaled");
@@ -32,8 +32,10 @@ void pick(const py::array& block, const py::array& order, const py::array& count
     throw py::value_error("block must be contiguous, of shape (L, B, ...), and so must columns");
   const auto* const ranks = data<const std::int64_t>(order, "order");
   const auto* const present = data<const std::int64_t>(counts, "counts") + 1;
-  const std::int64_t size = B ? block.strides(1) : 0, total = std::accumulate(present, present + L, std::int64_t{0});
-  if (columns.nbytes() != total * size || (L && *std::max_element(present, present + L) > B) ||
+  const std::int64_t size = L && B ? block.nbytes() / (L * B) : 0,
+                     total = std::accumulate(present, present + L, std::int64_t{0});
+  if (columns.nbytes() != total * size ||
+      !std::all_of(present, present + L, [&](std::int64_t count) { return 0 <= count && count <= B; }) ||
       !std::all_of(ranks, ranks + B, [&](std::int64_t b) { return 0 <= b && b < B; }))
     throw py::value_error("columns must have a row for every sequence that is there");
   bptt::pick(static_cast<const std::byte*>(block.data()), L, B, ranks, present, std::size_t(size),

@@ -79,7 +79,8 @@ std::int64_t forward(const py::tuple& net, const Array& x, const py::array_t<std
   });
 }
 
-void outputs(const py::tuple& net, const Array& r, const Array& o, int threads) {
+void outputs(const py::tuple& net, const Array& r, const Array& o, std::int64_t unit, int threads) {
+  if (unit < 1) throw py::value_error("unit must be at least 1");
   for_dtype(r, [&](auto real) {
     using Real = decltype(real);
     const auto n = network<Real>(net);
@@ -87,7 +88,7 @@ void outputs(const py::tuple& net, const Array& r, const Array& o, int threads) 
     const auto from = rows<const Real>(r, "r", n.n, C);
     Real* to = data<Real>(o, "o", C * n.m);
     const py::gil_scoped_release release;
-    bptt::outputs(n, from, to, threads);
+    bptt::outputs(n, from, to, unit, threads);
   });
 }
 
@@ -147,7 +148,7 @@ std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::
 void bind_segment(py::module_& m) {
   using namespace py::literals;
   m.def("forward", &forward, "network"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "threads"_a);
-  m.def("outputs", &outputs, "network"_a, "r"_a, "o"_a, "threads"_a);
+  m.def("outputs", &outputs, "network"_a, "r"_a, "o"_a, "unit"_a, "threads"_a);
   m.def("direct", &direct, "network"_a, "loss"_a, "a"_a, "h"_a, "y"_a, "weights"_a, "errors"_a, "g"_a, "threads"_a);
   m.def("best_parts", &best_parts, "n"_a, "size"_a, "itemsize"_a);
   m.def("backward", &backward, "network"_a, "loss"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "y"_a, "weights"_a,

@@ -93,7 +93,7 @@ class BackwardPass {
   const Segment<Real>& segment_;
   const Backward<Real>& task_;
   const std::int64_t length_ = row_length<Real>(net_.n), panels_ = length_ / line<Real>, B_ = segment_.counts[0];
-  const int parts_ = int(task_.sums.size());
+  const int parts_ = std::min(int(task_.sums.size()), best_parts<Real>(net_.n, B_));  // near a ragged batch's end, 1
   const Layout layout_{segment_.steps, segment_.counts, block_columns<Real>(net_.n), parts_};
   const bool divisible_ = parts_ > 1 || !layout_.blocks() || Cut<Real>(net_.n, B_, layout_.block(0)).divisible();
   const int size_;
@@ -335,7 +335,7 @@ void BackwardPass<Real>::add_sums(const Work& work, Member member) {
                              : packed(a.data + ahead(block) * line<Real>, width + ahead(block));
   const auto heights = [](int count) { return (count + tile::outer_height - 1) / tile::outer_height; };
   const Range own = member.part(heights(n) + (work.has_errors && work.sums.W_O ? heights(m) : 0));
-  // A strip of rows that are one line long is read where it stands; else it is brought together first.
+  // A strip of rows of few lines is read where it stands; else it is brought together first.
   const auto add = [&](const Real* rows, std::int64_t step, std::int64_t strip, int count, auto&& to_sums) {
     const std::int64_t first = strip * tile::outer_height;
     Real* const u = strip_[std::size_t(member.thread)].data();

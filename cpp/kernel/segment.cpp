@@ -81,13 +81,14 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
 }
 
 template <class Real>
-void outputs(const Network<Real>& net, Rows<const Real> r, Real* o, int threads) {
+void outputs(const Network<Real>& net, Rows<const Real> r, Real* o, std::int64_t unit, int threads) {
   const int size = team_size(threads, double(r.count) * net.n * net.m);
   PackedReadout<Real> readout(net, false, false, size);
   Team::run(size, [&](Team& team, int rank) {
-    each_chunk(r.count, {rank, team.size(), rank}, [&](std::int64_t first, int columns) {
-      readout.predict(r.from(first), columns, o + first * net.m, rank);
-    });
+    for (std::int64_t begin = 0; begin < r.count; begin += unit)
+      each_chunk(std::min(unit, r.count - begin), {rank, team.size(), rank}, [&](std::int64_t first, int columns) {
+        readout.predict(r.from(begin + first), columns, o + (begin + first) * net.m, rank);
+      });
   });
 }
 
@@ -115,7 +116,7 @@ void direct(const Network<Real>& net, Loss loss, Rows<const Real> a, Rows<const 
 
 #define BPTT_INSTANTIATE(Real)                                                                                        \
   template std::int64_t forward(const Network<Real>&, const Segment<Real>&, int);                                     \
-  template void outputs(const Network<Real>&, Rows<const Real>, Real*, int);                                          \
+  template void outputs(const Network<Real>&, Rows<const Real>, Real*, std::int64_t, int);                            \
   template void direct(const Network<Real>&, Loss, Rows<const Real>, Rows<const Real>, const Targets<Real>&, double*, \
                        Rows<Real>, int);
 BPTT_INSTANTIATE(float)

@@ -45,9 +45,10 @@ struct Backward {
 template <class Real>
 std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int threads);
 
-// Writes the predictions (C, m) of the states r that the readout reads.
+// Writes the predictions (C, m) of the states r that the readout reads, `unit` columns after `unit`, so that time can
+// be cut between them and no bit changes.
 template <class Real>
-void outputs(const Network<Real>& net, Rows<const Real> r, Real* o, int threads);
+void outputs(const Network<Real>& net, Rows<const Real> r, Real* o, std::int64_t unit, int threads);
 
 // Writes the errors w_t E_t (C) and their direct part g_t = d(w_t E_t)/dh_t, from a_t and, where the readout reads it,
 // h_t.

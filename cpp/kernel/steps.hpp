@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "loss.hpp"
 #include "packed_matrix.hpp"
 
 namespace bptt {
@@ -33,7 +34,7 @@ int best_parts(int n, std::int64_t B) {
 // What a part of the batch has of a block of steps: of the sequences there at its beginning, the `ranks`. Its columns
 // are numbered one after another, from 0; in memory they lie step by step, or in one piece if the part is the `whole`.
 struct Block {
-  int first, last;  // steps
+  int first, last;  // steps, numbered 1..L; step 0 is the carried state
   Range ranks;
   bool whole;
   bool even;           // the same sequences as in the step before it, to its end
@@ -78,8 +79,6 @@ class Layout {
     }
   }
 
-  // Steps are numbered 1..L here; step 0 is the carried state.
-  std::int64_t count(int step) const { return counts_[step]; }
   std::int64_t total() const { return row_.back() - counts_[0]; }
 
   int blocks() const { return int(blocks_.size()) / parts_; }

@@ -78,7 +78,8 @@ class Adjoint:
         columns, dtype = self._columns, self._carry.dtype
         total = self._flat[0]
         for part in self._flat[1:]:
-            total += part
+            with np.errstate(over="ignore", invalid="ignore"):  # heard of below
+                total += part
         flat = total if self._same_order else self._in_order(sweep)
         vector: Array = np.empty(len(flat), dtype)
         if not sweep.kernel.scale(flat, factor, vector):

@@ -19,7 +19,7 @@ FREELY = 256 << 20
 SHARE = 0.5
 
 _STRIP = 8  # rows of a kernel's outer sums at a time, at most (tile::outer_height in kernel/outer_sum.hpp)
-_CHUNK = 48  # columns of a readout at a time, at most (chunk in kernel/packed_matrix.hpp)
+_CHUNK = 48  # columns of a readout at a time, at most (chunk in kernel/loss.hpp)
 _OBJECTS = 64 << 10  # bytes of Python's and the allocator's own
 
 
@@ -102,13 +102,14 @@ def other_bytes(sweep: Sweep, most: int, by_class: bool, wrt_inputs: bool) -> in
     size, ragged, real = columns.size, columns.order is not None, rnn.dtype.itemsize
     ld, lm, lp = (row_length(k, real) for k in (n, m, p))
 
-    sums = sweep.kernel.best_parts(n, size, real) * 8 * (n * n + n * rnn.p + m * n + n + m)
+    parts = sweep.kernel.best_parts(n, size, real)
+    sums = parts * 8 * (n * n + n * rnn.p + m * n + n + m)
     rows = size * (3 * ld + 2 * n)  # dE/da carried from segment to segment, initial and final states
     packed = ld * (2 * n + rnn.p) + lp * n + lm * (n + 1) + ld * m
     widest = max(block_steps(n, size) * size, size)
     block = (widest + size) * (4 * ld + lp + lm)
     thread = widest * _STRIP + _CHUNK * (lp + 4 * lm)
-    kernel = packed + (3 if sweep.threads > 1 else 1) * block + sweep.threads * thread
+    kernel = packed + (3 if sweep.threads > 1 else parts) * block + sweep.threads * thread
 
     # Of one column: as it is in the source, without the columns that are missing, in the network's dtype.
     number, index = 16 + real, 8 + 8 + 8 + 4

@@ -105,6 +105,7 @@ class Kernel(Protocol):
         network: Network,
         r: Array,  # (C, ld): a_t or h_t, what the readout reads
         o: Array,  # (C, m) (written)
+        unit: int,  # columns between the places where time can be cut and no bit changes
         threads: int,
     ) -> None:
         """Predictions o_t = softmax(z_t) or z_t, z_t = W_O r_t + b_O."""

@@ -45,7 +45,7 @@ def forward(network: Network, x: Array, counts: Array, a: Array, h: Array | None
 
 
 @np.errstate(all="ignore")
-def outputs(network: Network, r: Array, o: Array, threads: int) -> None:
+def outputs(network: Network, r: Array, o: Array, unit: int, threads: int) -> None:
     net, n = _specification(network), len(network.W_R)
     o[:] = reference.prediction(net, reference.readout_argument(net, r[:, :n].astype(float)))
 

@@ -97,13 +97,14 @@ class Survey:
     def results(self) -> dict[str, Any]:
         """The fields of `Flow` that are gathered here."""
         rates, standard_errors = _pooled(self._spectra)
+        order = np.argsort(-rates, kind="stable")  # those that lie within their errors may come in another
         return {
             "norms": np.concatenate(self._norms),
             "contributions": np.concatenate(self._contributions),
             "stops": np.concatenate(self._stops),
             "sequences": np.repeat(self.sequences, [len(t) for t in self._stops]),
-            "exponents": rates,
-            "standard_errors": standard_errors,
+            "exponents": rates[order],
+            "standard_errors": standard_errors[order],
             "fraction": self._options.fraction,
         }
 

@@ -101,7 +101,8 @@ class Sweep:
 
     def outputs(self, segment: Segment, window: Window, o: Array) -> None:
         """Write o_t0+1 .. o_t1 (C, m)."""
-        self.kernel.outputs(self.network, readout_rows(self.rnn, segment, window), o, self.threads)
+        unit = self.columns.unit * self.columns.size
+        self.kernel.outputs(self.network, readout_rows(self.rnn, segment, window), o, unit, self.threads)
 
     def forward(self, segment: Segment, window: Window) -> None:
         a, h = window

@@ -241,8 +241,9 @@ def gradient_flow(
     for name, argument in (("loss", loss), ("weights", weights)):
         if y is None and argument is not None:
             raise TypeError(f"{name} is of an error, which has targets: give y too")
+    if x is None:
+        raise TypeError("x must be given with rnn; got None")
     _, extent = _arguments.inputs(rnn, x)
-    assert x is not None
     if d_states is not None:
         if y is not None:
             raise TypeError("d_states takes the place of y; got both")

@@ -91,6 +91,7 @@ def _norms(axes: Axes, flow: Flow) -> None:
     axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(_power)
     axes.yaxis.set_major_locator(_whole())
+    axes.xaxis.set_major_locator(_whole())
     axes.set_xlabel("lag $t-k$", fontsize=12)
     axes.set_title("How a change at step $k$ arrives at step $t$", loc="left", fontsize=12)
     axes.legend(frameon=False, fontsize=10.5, loc="best")

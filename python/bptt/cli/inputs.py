@@ -30,7 +30,10 @@ def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], st
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is no .npz file")
-        held = dict(np.load(file))
+        try:
+            held = dict(np.load(file))
+        except ValueError as error:  # an array of objects
+            raise ValueError(f"{path} must hold arrays of numbers: {error}") from None
     for name in needed:
         if name not in held:
             raise ValueError(f"{path} must hold an array {name}; it holds {', '.join(sorted(held)) or 'nothing'}")

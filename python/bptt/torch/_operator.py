@@ -106,10 +106,12 @@ def _backward(
             delta=None,
             threads=threads,
         )
+    with np.errstate(over="ignore", invalid="ignore"):
+        totals = [contiguous(sums.sum(0), dtype) for sums in (d_W_I, d_W_R, d_b)]
     return (
         x.new_empty(0) if d_x is None else batch.tensor(d_x, 0, p),  # an operator returns tensors and nothing else
         torch.from_numpy(carry[:, :n]),
-        *(torch.from_numpy(contiguous(sums.sum(0), dtype)) for sums in (d_W_I, d_W_R, d_b)),
+        *map(torch.from_numpy, totals),
     )
 
 
