@@ -79,8 +79,10 @@ class BackwardPass {
 
   // a_t is found among the strips of a_{t-1}, this many columns on; 0 where it is not.
   static std::int64_t ahead(const Block& block) { return block.even ? block.count(block.first) : 0; }
-  // Rows of so few lines are read as strips where they stand, if each step has as many.
-  bool narrow(const Block& block) const { return block.even && length_ <= 4 * line<Real>; }
+  // Rows of at most so many numbers are read as strips where they stand: of longer ones, too many begin in the same
+  // places of a cache.
+  static constexpr std::int64_t narrow = 32 * line<Real>;
+  bool are_strips(const Block& block) const { return block.even && length_ <= narrow; }
   bool x_is_strip(const Block& block) const { return net_.p == line<Real> && (block.even || block.whole); }
   // Rows of `length` numbers as strips: those of the block, step by step.
   Strips<Real> strips(const Block& block, const Real* rows, std::int64_t length) const {
@@ -254,7 +256,7 @@ void BackwardPass<Real>::pack_strips(const Work& work, Member member) {
   const auto each_strip = [&](int count, auto&& action) {
     for (std::int64_t q = member.rank; q * line<Real> < count; q += member.size) action(q);
   };
-  if (!narrow(block))
+  if (!are_strips(block))
     each_strip(n, [&](std::int64_t q) {
       Real* to = work.stage.a_strips.data() + q * (block.width + ahead(block)) * line<Real>;
       if (block.whole && block.even)
@@ -263,7 +265,7 @@ void BackwardPass<Real>::pack_strips(const Work& work, Member member) {
         pack(segment_.a[block.before(s)], length_, block.count(s), q, n, to);
       if (block.even) pack(states_[block.column(block.last)], length_, ahead(block), q, n, to);
     });
-  if (reads_out_ && !narrow(block) && (errors_by_h_ || !block.even))
+  if (reads_out_ && !are_strips(block) && (errors_by_h_ || !block.even))
     each_strip(n, [&](std::int64_t q) {
       Real* const to = work.stage.r_strips.data() + q * block.width * line<Real>;
       block.each_piece(0, block.width, [&](std::int64_t j, std::int64_t number, std::int64_t count) {
@@ -325,21 +327,21 @@ void BackwardPass<Real>::add_sums(const Work& work, Member member) {
   const Stage& stage = work.stage;
   const int n = net_.n, p = net_.p, m = net_.m;
   const std::int64_t width = block.width;
-  const Strips<Real> a = narrow(block) ? strips(block, segment_.a[block.before(block.first)], length_)
-                                       : packed(stage.a_strips.data(), width + ahead(block));
+  const Strips<Real> a = are_strips(block) ? strips(block, segment_.a[block.before(block.first)], length_)
+                                           : packed(stage.a_strips.data(), width + ahead(block));
   const Strips<Real> x = x_is_strip(block) ? strips(block, segment_.inputs.x + block.column(block.first) * p, p)
                                            : packed(stage.x_strips.data(), width);
-  const Strips<Real> r = narrow(block) ? strips(block, r_[block.column(block.first)], length_)
+  const Strips<Real> r = are_strips(block) ? strips(block, r_[block.column(block.first)], length_)
                          : errors_by_h_ || !block.even
                              ? packed(stage.r_strips.data(), width)
                              : packed(a.data + ahead(block) * line<Real>, width + ahead(block));
   const auto heights = [](int count) { return (count + tile::outer_height - 1) / tile::outer_height; };
   const Range own = member.part(heights(n) + (work.has_errors && work.sums.W_O ? heights(m) : 0));
-  // A strip of rows of few lines is read where it stands; else it is brought together first.
+  // A strip of narrow rows is read where it stands; else it is brought together first.
   const auto add = [&](const Real* rows, std::int64_t step, std::int64_t strip, int count, auto&& to_sums) {
     const std::int64_t first = strip * tile::outer_height;
     Real* const u = strip_[std::size_t(member.thread)].data();
-    if (step <= 4 * line<Real>) return to_sums(rows + first, step, strip);
+    if (step <= narrow) return to_sums(rows + first, step, strip);
     pack_strip<Real>(rows, step, width, first, count, tile::outer_height, u);
     to_sums(u, std::int64_t{tile::outer_height}, strip);
   };
