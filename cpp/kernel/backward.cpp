@@ -100,6 +100,7 @@ class BackwardPass {
   const bool divisible_ = parts_ > 1 || !layout_.blocks() || Cut<Real>(net_.n, B_, layout_.block(0)).divisible();
   const int size_;
   const Rows<Real> states_ = segment_.a.from(B_);
+  const Rows<const Real> x_{segment_.inputs.x, layout_.total(), net_.p};
 
   const bool reads_out_ = task_.loss != Loss::upstream || task_.d_outputs;
   const bool errors_by_h_ = reads_out_ && net_.readout == Readout::preactivation;  // e W_O is a derivative by h_t
@@ -203,14 +204,19 @@ void BackwardPass<Real>::direct_part(const Work& work, Member member) {
         action(j, number - first, count);
       });
     };
-    std::fill_n(work.d[first], columns * length_, Real(0));
-    if (work.d_h) std::fill_n(work.d_h[first], columns * length_, Real(0));
+    const auto clear = [&](Rows<Real> d) {
+      if (d) std::fill_n(d[first], columns * length_, Real(0));
+    };
+    const Rows<Real> by_output = errors_by_h_ ? work.d_h : work.d;
+    const bool fresh = !task_.d_states || states_by_h_ != errors_by_h_;  // nothing else flows in there
+    clear(errors_by_h_ ? work.d : work.d_h);
+    if (!fresh) clear(by_output);
     if (task_.d_states)
       each_piece([&](std::int64_t j, std::int64_t c, std::int64_t count) {
         for (const std::int64_t end = j + count; j < end; ++j, ++c)
           std::copy_n(task_.d_states + j * n, n, (states_by_h_ ? work.d_h : work.d)[first + c]);
       });
-    if (!reads_out_) return;
+    if (!reads_out_) return fresh ? clear(by_output) : void();
     const std::int64_t z_length = readout_->z_length();
     Real* const e = work.stage.e.data() + first * z_length;
     const auto argument = [&] {
@@ -238,10 +244,11 @@ void BackwardPass<Real>::direct_part(const Work& work, Member member) {
         each_piece([&](std::int64_t j, std::int64_t c, std::int64_t count) {
           std::copy_n(errors + c, count, task_.errors + j);
         });
-      if (!met) return;
+      if (!met) return fresh ? clear(by_output) : void();
     }
     work.has_errors = true;
-    readout_->to_states(e, columns, (errors_by_h_ ? work.d_h : work.d).from(first));
+    const Rows<Real> target = by_output.part(first, columns);
+    readout_->to_states(e, fresh ? Rows<const Real>{} : target, target);
   });
 }
 
@@ -290,6 +297,7 @@ void BackwardPass<Real>::recursion(const Work& work, Team& team, Member member) 
   const Share<Real> share(cut, member);
   const bool ends_by_h = net_.form == Form::preactivation;
   Real* const carry = task_.carry[block.ranks.begin];
+  const std::int64_t extent = block.extent();
   for (int s = block.last; s >= block.first; --s) {
     const std::int64_t active = block.count(s), going_on = block.count(s + 1), at = block.number(s);
     Real* const d = work.d[at];
@@ -311,13 +319,14 @@ void BackwardPass<Real>::recursion(const Work& work, Team& team, Member member) 
       if (ends_by_h) add(ended, b1, carry);
     });
     if (cut.by_rows) team.barrier();
-    Real* const to = s > block.first ? work.d[block.number(s - 1)] : carry;
-    if (s == block.first)
-      share.each_tile(active, [&](std::int64_t b0, std::int64_t b1) {
-        share.each_piece(b0, b1, length_,
-                         [&](std::int64_t i, std::int64_t count) { std::fill_n(to + i, count, Real(0)); });
-      });
-    share.multiply_add(W_R_turned_, d, to, length_, active);
+    const Rows<Real> to{s > block.first ? work.d[block.number(s - 1)] : carry, active, length_};
+    share.multiply_add(W_R_turned_, {d, active, length_}, s > block.first ? to : Rows<Real>{}, to,
+                       [&](std::int64_t b0, std::int64_t columns) {
+                         const std::int64_t j = block.column(s) - extent + b0;
+                         if (cut.by_rows || j < 0) return;
+                         prefetch(states_.part(j, columns), length_);
+                         prefetch(x_.part(j, columns), net_.p);
+                       });
   }
 }
 
@@ -385,8 +394,7 @@ void BackwardPass<Real>::give_back(const Work& work, Member member) {
   each_chunk(work.block, member, [&](std::int64_t first, std::int64_t number, std::int64_t columns) {
     if (task_.delta) std::copy_n(work.d[number], columns * length_, task_.delta[first]);
     if (!task_.d_x) return;
-    std::fill_n(rows, columns * x_length, Real(0));
-    W_I_turned_.multiply_add(work.d[number], length_, rows, x_length, columns);
+    W_I_turned_.multiply_add(work.d.from(number), {}, {rows, columns, x_length});
     for (std::int64_t c = 0; c < columns; ++c) std::copy_n(rows + c * x_length, p, task_.d_x + (first + c) * p);
   });
 }

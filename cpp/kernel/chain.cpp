@@ -189,10 +189,9 @@ class Walk {
         std::copy_n(source[rows.begin], (rows.end - rows.begin) * length_, target[rows.begin]);
       };
       each_tile(joining, [&](const Range& rows) { copy(bundles_.rows, from, rows); });
-      each_tile(all, [&](const Range& rows) { std::fill_n(to[rows.begin], (rows.end - rows.begin) * length_, 0.0); });
       for (std::int64_t q = 0; q < matrix.panels(); q += group)
         each_tile(all, [&](const Range& rows) {
-          matrix.multiply_add(from[rows.begin], length_, to[rows.begin], length_, rows.end - rows.begin,
+          matrix.multiply_add(from.from(rows.begin), {}, to.part(rows.begin, rows.end - rows.begin),
                               {q, std::min(q + group, matrix.panels())});
         });
       each_tile(all, [&](const Range& rows) {

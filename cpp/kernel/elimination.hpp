@@ -201,7 +201,7 @@ class Elimination {
       for (std::int64_t c = 0; c < columns; ++c)
         for (int s = r / lanes<double> * lanes<double>; s < panel_width; s += lanes<double>)
           store(u[c] + s, load(u[c] + s) - load(triangle[r] + s) * u[c][r]);
-    panel.multiply_add(u[0], panel_width, A[0], A.stride, columns, {0, panel.panels()});
+    panel.multiply_add({u[0], columns, panel_width}, A, A.part(0, columns), {0, panel.panels()});
     for (std::int64_t c = 0; c < columns; ++c)
       for (int r = 0; r < panel_width; ++r)
         if (pivots[r] >= 0) A[c][pivots[r]] = 0;

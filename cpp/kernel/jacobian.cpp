@@ -59,8 +59,7 @@ class ChainRows {
 
   // To = From W_R D, where d is number `step` of the run.
   void step_back(std::int64_t rows, std::int64_t step, const double* from, double* to) const {
-    std::fill_n(to, rows * length_, 0.0);
-    W_turned_.multiply_add(from, length_, to, length_, rows, {0, W_turned_.panels()});
+    W_turned_.multiply_add({from, rows, length_}, {}, {to, rows, length_}, {0, W_turned_.panels()});
     const double* d = run_.d + step * run_.n;
     for (std::int64_t r = 0; r < rows; ++r, to += length_)
       for (int i = 0; i < run_.n; ++i) to[i] *= d[i];
@@ -143,7 +142,7 @@ std::int64_t jacobian_by_recursion(const Run& run, Rows<double> J, int threads) 
         std::fill_n(J[begin], columns * length, 0.0);
         for (std::int64_t c = 0; c < columns && has_v; ++c)
           J[begin + c][a[c]] = run.v.x ? run.v.x[s * run.q + b[c]] : run.v.tokens[s] == b[c];
-        W.multiply_add(DJ, length, J[begin], length, columns);
+        W.multiply_add({DJ, columns, length}, J.from(begin), J.part(begin, columns));
         if (s < bad && !finite(J[begin], columns * length))
           for (std::int64_t seen = bad; s < seen && !bad.compare_exchange_weak(seen, s);) {
           }

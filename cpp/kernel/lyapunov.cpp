@@ -141,11 +141,10 @@ class Growth {
       for (std::int64_t c = first; c < first + columns; ++c)
         for (std::int64_t i = 0; i < Q_.stride; i += lanes<double>)
           store(scaled_.data() + c * Q_.stride + i, load(X[c] + i) * load(own.d.data() + i));
-      std::fill_n(Y[first], columns * Q_.stride, 0.0);
     });
     for (std::int64_t q = 0; q < W_.panels(); q += W_.group)
       each_own_tile(Q_.count, team, rank, [&](std::int64_t c, std::int64_t columns) {
-        W_.multiply_add(scaled_.data() + c * Q_.stride, Q_.stride, Y[c], Q_.stride, columns,
+        W_.multiply_add({scaled_.data() + c * Q_.stride, columns, Q_.stride}, {}, Y.part(c, columns),
                         {q, std::min(q + W_.group, W_.panels())});
       });
     return left_out;

@@ -35,11 +35,13 @@ constexpr int chains(int P, int N) {
   return have >= busy ? 1 : have * 2 >= busy ? 2 : 4;
 }
 
-// Y(:, j) += M X(:, j) for P panels and N columns.
-//   panel: first of P panels, each K lines, `panel_stride` numbers apart;  x, y: columns x_stride, y_stride apart
+constexpr bool fits_steps(int P, int N, int U) { return vectors * P * (U + N * chains(P, N)) <= 28; }
+
+// Y(:, j) = C(:, j) + M X(:, j) for P panels and N columns.
+//   panel: first of P panels, each K lines, `panel_stride` numbers apart;  x, c, y: columns that far apart; c null: 0
 template <class Real, int P, int N>
-void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Real* x, std::int64_t x_stride, Real* y,
-                  std::int64_t y_stride) {
+void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Real* x, std::int64_t x_stride,
+                  const Real* c, std::int64_t c_stride, Real* y, std::int64_t y_stride) {
   constexpr int V = vectors, S = chains(P, N);
   Vector<Real> sum[S][P][V][N];
 #pragma GCC unroll 4
@@ -48,32 +50,40 @@ void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Rea
     for (int v = 0; v < V; ++v)
 #pragma GCC unroll 6
       for (int j = 0; j < N; ++j) {
-        sum[0][i][v][j] = load(y + j * y_stride + i * line<Real> + v * lanes<Real>);
+        sum[0][i][v][j] = c ? load(c + j * c_stride + i * line<Real> + v * lanes<Real>) : Vector<Real>{};
 #pragma GCC unroll 4
         for (int s = 1; s < S; ++s) sum[s][i][v][j] = Vector<Real>{};
       }
-  const auto step = [&](int k, int s) __attribute__((always_inline)) {
-    Vector<Real> w[P][V];
+  const auto add = [&]<int U>(int k, std::integral_constant<int, U>) __attribute__((always_inline)) {
+    Vector<Real> w[U][P][V];
 #pragma GCC unroll 4
-    for (int i = 0; i < P; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v)
-        w[i][v] = load(panel + i * panel_stride + std::int64_t(k) * line<Real> + v * lanes<Real>);
-#pragma GCC unroll 6
-    for (int j = 0; j < N; ++j) {
-      const Vector<Real> b = broadcast(x[j * x_stride + k]);
+    for (int u = 0; u < U; ++u)
 #pragma GCC unroll 4
       for (int i = 0; i < P; ++i)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[s][i][v][j] += w[i][v] * b;
-    }
-  };
-  int k = 0;
-  constexpr int U = S > 2 ? S : 2;
-  for (; k + U <= K; k += U)
+        for (int v = 0; v < V; ++v)
+          w[u][i][v] = load(panel + i * panel_stride + std::int64_t(k + u) * line<Real> + v * lanes<Real>);
+#pragma GCC unroll 12
+    for (int j = 0; j < N; ++j)
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) step(k + u, u % S);
-  for (; k < K; ++k) step(k, 0);
+      for (int u = 0; u < U; ++u) {
+        const Vector<Real> b = broadcast(x[j * x_stride + k + u]);
+#pragma GCC unroll 4
+        for (int i = 0; i < P; ++i)
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) sum[u % S][i][v][j] += w[u][i][v] * b;
+      }
+  };
+  constexpr int U = 4;
+  int k = 0;
+  if constexpr (fits_steps(P, N, U)) {
+    for (; k + U <= K; k += U) add(k, std::integral_constant<int, U>{});
+    for (; k < K; ++k) add(k, std::integral_constant<int, 1>{});
+  } else {
+    static_assert(S <= 2);
+#pragma GCC unroll 2
+    for (; k < K; ++k) add(k, std::integral_constant<int, 1>{});
+  }
 #pragma GCC unroll 4
   for (int i = 0; i < P; ++i)
 #pragma GCC unroll 4
@@ -88,7 +98,8 @@ void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Rea
 }
 
 template <class Real>
-using MultiplyAdd = void (*)(const Real*, std::int64_t, int, const Real*, std::int64_t, Real*, std::int64_t);
+using MultiplyAdd = void (*)(const Real*, std::int64_t, int, const Real*, std::int64_t, const Real*, std::int64_t, Real*,
+                             std::int64_t);
 
 // [log2 P][N - 1]; a tile wider than the registers hold is never asked for.
 template <class Real, int P, int... N>
@@ -144,29 +155,28 @@ class PackedMatrix {
     }
   }
 
-  // Y(rows of the panels, j) += M X(:, j) for the columns of one tile, at most tile::max_columns.
-  void multiply_add(const Real* x, std::int64_t x_stride, Real* y, std::int64_t y_stride, std::int64_t columns,
-                    Range panels) const {
-    const int P = tile::panels(int(columns));
+  // Y = C + M X in the rows of the panels, for the columns of Y: one tile, at most tile::max_columns. C may be absent,
+  // Y itself, or one column for all (stride 0).
+  void multiply_add(Rows<const Real> x, Rows<const Real> c, Rows<Real> y, Range panels) const {
+    const int P = tile::panels(int(y.count));
     const std::int64_t stride = inner_ * line<Real>;
     for (std::int64_t q = panels.begin; q < panels.end;) {
-      const std::int64_t left = panels.end - q;
+      const std::int64_t left = panels.end - q, row = q * line<Real>;
       const int log = P >= 4 && left >= 4 ? 2 : P >= 2 && left >= 2 ? 1 : 0;
-      tile::multiply_adds<Real>[std::size_t(log)][std::size_t(columns - 1)](
-          data_.data() + q * stride, stride, int(inner_), x, x_stride, y + q * line<Real>, y_stride);
+      tile::multiply_adds<Real>[std::size_t(log)][std::size_t(y.count - 1)](
+          data_.data() + q * stride, stride, int(inner_), x.data, x.stride, c ? c.data + row : nullptr, c.stride,
+          y.data + row, y.stride);
       q += 1 << log;
     }
   }
 
-  // Y += M X for all rows and any number of columns. A group of panels stays in the nearer cache while the columns
-  // pass.
-  void multiply_add(const Real* x, std::int64_t x_stride, Real* y, std::int64_t y_stride, std::int64_t columns) const {
-    const ColumnTiles tiles(columns);
+  // The same for all rows and any number of columns. A group of panels stays in the nearer cache while the columns pass.
+  void multiply_add(Rows<const Real> x, Rows<const Real> c, Rows<Real> y) const {
+    const ColumnTiles tiles(y.count);
     for (std::int64_t q = 0; q < panels_; q += group)
       for (std::int64_t i = 0; i < tiles.tiles; ++i) {
         const std::int64_t j = tiles.begin(i);
-        multiply_add(x + j * x_stride, x_stride, y + j * y_stride, y_stride, tiles.end(i) - j,
-                     {q, std::min(q + group, panels_)});
+        multiply_add(x.from(j), c.from(j), y.part(j, tiles.end(i) - j), {q, std::min(q + group, panels_)});
       }
   }
 

@@ -37,9 +37,7 @@ class PackedReadout {
 
   // z of any number of columns, into rows of z_length numbers.
   void argument(Rows<const Real> r, std::int64_t columns, Real* z) const {
-    for (std::int64_t c = 0; c < columns; ++c)
-      for (std::int64_t i = 0; i < z_length_; i += lanes<Real>) store(z + c * z_length_ + i, load(bias_.data() + i));
-    W_O_.multiply_add(r.data, r.stride, z, z_length_, columns);
+    W_O_.multiply_add(r, {bias_.data(), columns, 0}, {z, columns, z_length_});
   }
 
   // From z of at most `chunk` columns to e = d(w E)/dz in its place, w E into `error`. False if the targets are silent:
@@ -59,9 +57,9 @@ class PackedReadout {
     bptt::pull_back(net_.output, net_.m, e, z_length_, columns, d_outputs, scratch_[std::size_t(rank)]);
   }
 
-  // g += e W_O, rows of n numbers.
-  void to_states(const Real* e, int columns, Rows<Real> g) const {
-    W_O_turned_.multiply_add(e, z_length_, g.data, g.stride, columns);
+  // g = c + e W_O, rows of n numbers.
+  void to_states(const Real* e, Rows<const Real> c, Rows<Real> g) const {
+    W_O_turned_.multiply_add({e, g.count, z_length_}, c, g);
   }
 
  private:

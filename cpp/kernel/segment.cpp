@@ -20,16 +20,13 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
   const Rows<Real> h = segment.h ? segment.h : states;  // where nothing keeps h, it is made in a's place
   std::atomic<std::int64_t> bad = -1;                   // as total - column, so that the largest is the first
 
+  const Rows<const Real> x{segment.inputs.x, layout.total(), net.p};
   const auto add_inputs = [&](std::int64_t first, std::int64_t, std::int64_t columns) {
-    for (std::int64_t j = first; j < first + columns; ++j)
-      for (std::int64_t i = 0; i < length; i += lanes<Real>) store(h[j] + i, load(bias.data() + i));
-    if (segment.inputs.x)
-      W_I.multiply_add(segment.inputs.x + first * net.p, net.p, h[first], length, columns);
-    else
-      for (std::int64_t j = first; j < first + columns; ++j) {
-        const Real* column = net.W_I + segment.inputs.tokens[j] * length;
-        for (std::int64_t i = 0; i < length; ++i) h[j][i] += column[i];
-      }
+    if (x) return W_I.multiply_add(x.from(first), {bias.data(), columns, 0}, h.part(first, columns));
+    for (std::int64_t j = first; j < first + columns; ++j) {
+      const Real* column = net.W_I + segment.inputs.tokens[j] * length;
+      for (std::int64_t i = 0; i < length; ++i) h[j][i] = bias.data()[i] + column[i];
+    }
   };
   const auto check = [&](std::int64_t first, std::int64_t, std::int64_t columns) {
     bool finite = column_sums<Real>(states.from(first), columns, {0, length}, n, nullptr);
@@ -49,7 +46,14 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
     for (int s = block.first; s <= block.last; ++s) {
       const std::int64_t active = block.count(s);
       Real *const h_s = h[block.column(s)], *const a_s = states[block.column(s)];
-      share.multiply_add(W_R, segment.a[block.before(s)], h_s, length, active);
+      const Rows<Real> now = h.part(block.column(s), active);
+      share.multiply_add(W_R, segment.a.from(block.before(s)), now, now,
+                         [&](std::int64_t b0, std::int64_t columns) {
+                           const std::int64_t j = block.column(s) + block.extent() + b0;
+                           if (cut.by_rows || j + columns > layout.total()) return;
+                           prefetch(h.part(j, columns), length);
+                           prefetch(x.part(j, columns), net.p);
+                         });
       share.each_tile(active, [&](std::int64_t b0, std::int64_t b1) {
         share.each_piece(b0, b1, length, [&](std::int64_t at, std::int64_t count) {
           activate(net.activation, h_s + at, a_s + at, count);
@@ -104,11 +108,12 @@ void direct(const Network<Real>& net, Loss loss, Rows<const Real> a, Rows<const 
     each_chunk(a.count, {rank, team.size(), rank}, [&](std::int64_t first, int columns) {
       Real* const own = e[std::size_t(rank)].data();
       const bool reads_h = net.readout == Readout::preactivation;
-      std::fill_n(g[first], columns * length, Real(0));
       const Targets<Real> wanted = targets.from(first, net.m);
       if (!wanted.silent(columns)) readout.argument(reads_h ? h.from(first) : a.from(first), columns, own);
       if (readout.errors(loss, wanted, columns, own, errors + first, rank))
-        readout.to_states(own, columns, g.from(first));
+        readout.to_states(own, {}, g.part(first, columns));
+      else
+        std::fill_n(g[first], columns * length, Real(0));
       if (!reads_h) multiply_derivative(net.activation, a[first], g[first], columns * length);
     });
   });

@@ -71,8 +71,7 @@ std::optional<double> SpectralNorm::by_iteration(double frobenius) {
 double SpectralNorm::by_reduction(double frobenius) {
   const Rows<double> M = matrix();
   packed_.pack(M.data, length_, 1, {0, packed_.panels()});
-  std::fill_n(gram_.data(), rows_ * length_, 0.0);
-  packed_.multiply_add(M.data, length_, gram_.data(), length_, rows_);
+  packed_.multiply_add(M, {}, {gram_.data(), rows_, length_});
   reduce();
   return largest_eigenvalue(frobenius / rows_, frobenius);
 }

@@ -47,6 +47,9 @@ struct Block {
   std::int64_t column(int s) const { return rows[s] - counts[0] + ranks.begin; }
   std::int64_t before(int s) const { return rows[s - 1] + ranks.begin; }
 
+  // Columns of all parts together, which is how far the blocks beside it lie in memory.
+  std::int64_t extent() const { return rows[last + 1] - rows[first]; }
+
   // work(column in memory, number, columns) for the pieces of numbers begin..end that lie together.
   template <class Work>
   void each_piece(std::int64_t begin, std::int64_t end, Work&& work) const {
@@ -165,12 +168,14 @@ class Share {
         work(b * length + panels_.begin * line<Real>, (panels_.end - panels_.begin) * line<Real>);
   }
 
-  // Y += W X on its part.
-  void multiply_add(const PackedMatrix<Real>& W, const Real* x, Real* y, std::int64_t length,
-                    std::int64_t active) const {
+  // Y = C + W X on its part, with before(first column, columns) ahead of each of its tiles.
+  template <class Before>
+  void multiply_add(const PackedMatrix<Real>& W, Rows<const Real> x, Rows<const Real> c, Rows<Real> y,
+                    Before&& before) const {
     for (std::int64_t q = panels_.begin; q < panels_.end; q += PackedMatrix<Real>::group)
-      each_tile(active, [&](std::int64_t b0, std::int64_t b1) {
-        W.multiply_add(x + b0 * length, length, y + b0 * length, length, b1 - b0,
+      each_tile(y.count, [&](std::int64_t b0, std::int64_t b1) {
+        if (q == panels_.begin) before(b0, b1 - b0);
+        W.multiply_add(x.from(b0), c.from(b0), y.part(b0, b1 - b0),
                        {q, std::min(q + PackedMatrix<Real>::group, panels_.end)});
       });
   }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 #include "simd.hpp"
@@ -16,10 +17,20 @@ struct Rows {
   std::int64_t stride = 0;  // numbers from one row to the next
 
   T* operator[](std::int64_t i) const { return data + i * stride; }
-  Rows from(std::int64_t i) const { return {data ? (*this)[i] : nullptr, count - i, stride}; }
+  Rows part(std::int64_t i, std::int64_t rows) const { return {data ? (*this)[i] : nullptr, rows, stride}; }
+  Rows from(std::int64_t i) const { return part(i, count - i); }
   explicit operator bool() const { return data != nullptr; }
   operator Rows<const T>() const { return {data, count, stride}; }
 };
+
+// Asks for the first `length` numbers of rows that are needed soon. Where no such rows are, nothing happens.
+template <class T>
+void prefetch(Rows<T> rows, std::int64_t length) {
+  for (std::int64_t i = 0; i < rows.count; ++i)
+    for (std::int64_t at = 0; at < length; at += row_bytes / std::int64_t(sizeof(T)))
+      __builtin_prefetch(rows[i] + at, 0, 2);
+  asm volatile("");  // or GCC takes this for a function without effect
+}
 
 // Memory of one call, aligned to a line of 64 bytes. Allocated outside parallel regions: nothing may throw inside.
 template <class T>

@@ -232,9 +232,9 @@ class Training:
 
     def _run(self, epochs: int | None, seconds: float | None, memory: int | None) -> Generator[Progress]:
         start = time.perf_counter()
-        characters = 0
+        elapsed, characters = 0.0, 0
         last = math.inf if epochs is None else epochs * len(self._blocks)
-        while self.state.updates < last and (seconds is None or time.perf_counter() - start < seconds):
+        while self.state.updates < last and (seconds is None or elapsed < seconds):
             block = self._blocks[self.state.updates % len(self._blocks)]
             value, norm = self._update(block, memory)
             elapsed = time.perf_counter() - start
