@@ -9,6 +9,7 @@
 // computes it.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -20,7 +21,8 @@ namespace bptt {
 namespace tile {
 
 inline constexpr int vectors = row_bytes / vector_bytes;           // registers a line
-inline constexpr int accumulators = vector_bytes == 64 ? 24 : 12;  // that fit beside operands
+inline constexpr int registers = vector_bytes == 64 ? 32 : 16;
+inline constexpr int accumulators = registers / 4 * 3;          // that fit beside operands
 inline constexpr int max_columns = vector_bytes == 16 ? 3 : 6;     // columns of a tile
 inline constexpr int busy = 8;                                     // chains that keep two units of latency 4 at work
 
@@ -35,7 +37,9 @@ constexpr int chains(int P, int N) {
   return have >= busy ? 1 : have * 2 >= busy ? 2 : 4;
 }
 
-constexpr bool fits_steps(int P, int N, int U) { return vectors * P * (U + N * chains(P, N)) <= 28; }
+// Steps of k that a tile takes for one column before the next: as many as have room for their lines of M, since then
+// the tile asks for the numbers of one column together.
+constexpr int steps(int P, int N) { return vectors * P * (4 + N * chains(P, N)) <= registers - 4 ? 4 : 1; }
 
 // Y(:, j) = C(:, j) + M X(:, j) for P panels and N columns.
 //   panel: first of P panels, each K lines, `panel_stride` numbers apart;  x, c, y: columns that far apart; c null: 0
@@ -54,7 +58,8 @@ void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Rea
 #pragma GCC unroll 4
         for (int s = 1; s < S; ++s) sum[s][i][v][j] = Vector<Real>{};
       }
-  const auto add = [&]<int U>(int k, std::integral_constant<int, U>) __attribute__((always_inline)) {
+  // Chain s takes step k, the next chain the next.
+  const auto add = [&]<int U>(std::integral_constant<int, U>, int k, int s) __attribute__((always_inline)) {
     Vector<Real> w[U][P][V];
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u)
@@ -63,7 +68,7 @@ void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Rea
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
           w[u][i][v] = load(panel + i * panel_stride + std::int64_t(k + u) * line<Real> + v * lanes<Real>);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int j = 0; j < N; ++j)
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
@@ -71,19 +76,15 @@ void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Rea
 #pragma GCC unroll 4
         for (int i = 0; i < P; ++i)
 #pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) sum[u % S][i][v][j] += w[u][i][v] * b;
+          for (int v = 0; v < V; ++v) sum[(s + u) % S][i][v][j] += w[u][i][v] * b;
       }
   };
-  constexpr int U = 4;
+  constexpr int U = steps(P, N), round = std::max({U, S, 2});
   int k = 0;
-  if constexpr (fits_steps(P, N, U)) {
-    for (; k + U <= K; k += U) add(k, std::integral_constant<int, U>{});
-    for (; k < K; ++k) add(k, std::integral_constant<int, 1>{});
-  } else {
-    static_assert(S <= 2);
-#pragma GCC unroll 2
-    for (; k < K; ++k) add(k, std::integral_constant<int, 1>{});
-  }
+  for (; k + round <= K; k += round)
+#pragma GCC unroll 4
+    for (int s = 0; s < round; s += U) add(std::integral_constant<int, U>{}, k + s, s);
+  for (; k < K; ++k) add(std::integral_constant<int, 1>{}, k, 0);
 #pragma GCC unroll 4
   for (int i = 0; i < P; ++i)
 #pragma GCC unroll 4
