@@ -1,9 +1,9 @@
-"""Whether the rest of the sum over k of P(k,t) ⊗ v_k^T can still change a bit of it.
+"""Whether the rest of the sum over k of P(k,t) ⊗ v_k^T can still be told from rounding.
 
-A chain that vanishes leaves most of a long sum below the last place of what is there. To see that, not all rows of
-P(k,t) need be moved on: a few random combinations g P of them, g with independent N(0, 1) entries, tell as much. The
-root mean square of the lengths of six of them is below 1e-6 of P's Frobenius norm with a probability of at most
-(6e-12 / 2)^3 / 3! < 5e-36 at each k.
+A chain that vanishes leaves most of a long sum below the rounding of what is there. To see that, not all rows of P(k,t)
+need be moved on: a few random combinations g P of them, g with independent N(0, 1) entries, tell as much. The root mean
+square of the lengths of 12 of them is below 1/300 of P's Frobenius norm with a probability of at most
+(12 / 300**2 / 2)^6 / 6! < 2e-28 at each k.
 """
 
 from __future__ import annotations
@@ -15,26 +15,58 @@ import numpy as np
 from bptt._bundles import zero_rows
 from bptt._kernel import Array, Bundles, Factors, Kernel
 
-_PROBES, _MARGIN = 6, 1e6
+PROBES, _MARGIN = 12, 300.0
+_UNIT = float(np.finfo(float).eps) / 2
 _HALF_PLACE = 2.0**-55  # of a number: adding less leaves it as it is
 _LEAST_SLOPE = 2.0**-512  # that a factor may have; larger slopes only make the norms larger
+_LATEST = 5  # steps whose rounding is asked for; that of more would not be much larger
+
+
+def rounding(own: Array, W: Array, d: Array, v: Array, kernel: Kernel, threads: int) -> Array:
+    """What rounding does at least to J(i,a,b) / own_i, whatever i and a: as many numbers b as v_k has.
+
+    ::
+
+        n u sum_k (|P(k+1,t)| |W_R D_k|)(i,a) |v_k(b)| / own_i        (Higham 2002, eq. 3.13, one product a step)
+
+    over some of the latest k; d and v as in `Kernel.jacobian_by_chain`, ``own`` P(t,t)'s diagonal. Rows where that is
+    0 are left out: they stay 0.
+    """
+    n, alive = len(own), own != 0
+    P = zero_rows(n, n)
+    P[range(n), range(n)] = alive
+    latest = range(len(d) - 1, max(0, len(d) - 1 - _LATEST), -1)
+    least = np.zeros((len(latest), n))
+    for j, k in enumerate(latest):
+        moduli = np.abs(P)  # moved on by the kernel: the threads of another library would go on spinning beside its own
+        kernel.jacobian_by_chain(np.abs(W), d[k : k + 1], None, moduli, None, threads)
+        kernel.jacobian_by_chain(W, d[k : k + 1], None, P, None, threads)
+        least[j] = moduli[alive, :n].min(axis=0, initial=np.inf)
+    return n * _UNIT * np.einsum("ka,kb->ab", least, np.abs(v[[k - 1 for k in latest]])).min(axis=0)
+
+
+def half_a_place(own: Array, J: Array) -> Array:
+    """What may be added to any J(i,a,b) / own_i so far without changing a bit of it: as many numbers b as v_k has.
+
+    Of tokens more is not known: most have not been met among the latest k.
+    """
+    return _HALF_PLACE * np.min([np.abs(J[i]).min(axis=0) / np.abs(own[i]) for i in np.flatnonzero(own)], axis=0)
 
 
 def cannot_matter(
-    P: Array, J: Array, W: Array, pieces: Iterable[tuple[Array, Array]], kernel: Kernel, threads: int
+    P: Array, room: Array, W: Array, pieces: Iterable[tuple[Array, Array]], kernel: Kernel, threads: int
 ) -> bool:
-    """Whether J stays as it is, bit for bit, when P(k,t) ⊗ v_k^T is added for all k that are left.
+    """Whether the sum of the moduli of P(k,t) ⊗ v_k^T over all k that are left is below room(b), whatever i and a.
 
     P is P(k,t) of the first k (the largest) that is left; the pieces are d and v of `Kernel.jacobian_by_chain`, the
     latest steps first.
     """
-    n, q = len(J), J.shape[-1]
-    moving = np.flatnonzero(P.any(axis=1))  # a row that is 0 stays 0
-    room = _HALF_PLACE * np.min([np.abs(J[i]).min(axis=0) for i in moving], axis=0)
-
+    q, n = len(room), P.shape[1]
     exponent = int(np.frexp(np.abs(P).max())[1])
-    rows, exponents = zero_rows(_PROBES, n), np.full(_PROBES, exponent, np.int64)
-    rows[:, :n] = np.random.default_rng(0).standard_normal((_PROBES, n)) @ np.ldexp(P, -exponent)
+    rows, exponents = zero_rows(PROBES, n), np.full(PROBES, exponent, np.int64)
+    rows[:, :n] = np.einsum(
+        "gi,ij->gj", np.random.default_rng(0).standard_normal((PROBES, len(P))), np.ldexp(P, -exponent)
+    )
     latest = np.log(np.linalg.norm(rows, axis=1)) + exponent * np.log(2.0)
 
     used = np.zeros(q)
@@ -42,8 +74,8 @@ def cannot_matter(
         steps = len(d)
         slopes = zero_rows(steps, n)
         slopes[:, :n] = np.where(d > 0, np.maximum(d, _LEAST_SLOPE), 0)
-        logs = np.empty((_PROBES, steps + 1))
-        bundles = Bundles(np.full(_PROBES, steps), steps + 1, rows, exponents)
+        logs = np.empty((PROBES, steps + 1))
+        bundles = Bundles(np.full(PROBES, steps), steps + 1, rows, exponents)
         if kernel.advance(Factors(W, slopes, None, 0), bundles, logs, None, None, threads) >= 0:
             return False
         logs[:, 0] = latest

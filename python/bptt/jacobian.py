@@ -19,7 +19,7 @@ from bptt._kernel import Array
 from bptt._memory import aligned, contiguous
 from bptt._progress import Progress, Tick, meter
 from bptt._progress import check as check_progress
-from bptt._rest import cannot_matter
+from bptt._rest import PROBES, cannot_matter, half_a_place, rounding
 from bptt._sweep import Sweep
 from bptt._validate import Slices, choice, memory_size
 from bptt.network import RNN
@@ -31,10 +31,11 @@ _FLOAT64 = np.dtype(np.float64)
 
 #: Floating-point operations of one piece of steps: a millisecond or two, between which Ctrl-C is heard.
 _FLOP = 100_000_000
-_BLOCK = 96  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
+_BLOCK = 56  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
 
-#: P(k,t) by the sum so far, at the most, before it is asked whether the rest of a long sum can still matter.
-_SMALL = 2.0**-70
+#: What P(k,t) must have come down to, beside P(t,t), before it is asked whether the rest of a long sum can matter; and
+#: by how much more before it is asked again.
+_SMALL, _SMALLER = 2.0**-60, 2.0**-10
 
 
 def state_jacobian(
@@ -72,7 +73,7 @@ def state_jacobian(
         t in 0 .. T; negative ones count from the end, where -1 is T.
     method : {"chain", "recursion"}
         The sum above from its last term back, n^2 (n + q) multiply-adds a step where v_k = a_{k-1}, x_k or 1 has q
-        numbers, over as many steps as change a bit of the result; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from k = 1
+        numbers, over as many steps as can be told from its rounding; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from k = 1
         on (article Lemma 2, corrected; real-time recurrent learning, Williams 1989), n^3 q multiply-adds a step. They
         agree to rounding.
     initial : array of shape (n,), optional
@@ -224,23 +225,27 @@ class _Run:
         sweep.begin(self.initial, a[:1], h[:1])
         for segment in sweep.columns.segments():
             sweep.forward(segment, (a[segment.t0 : segment.t1 + 1], h[segment.t0 + 1 : segment.t1 + 1]))
-        P = zero_rows(n, n)
-        P[range(n), range(n)] = self._own_slopes(h[-1], self.steps)
+        P, own = zero_rows(n, n), np.ones(n) * self._own_slopes(h[-1], self.steps)
+        P[range(n), range(n)] = own
         J = None if self.wrt == "initial" else np.zeros((n, n, self.q))
-        finite, small = True, np.inf
-        for begin, d, v in self._back(a, h, self.steps):
+        finite, small, moving, room = True, _SMALL, own != 0, None
+        for begin, d, v in self._back(a, h, self.steps, n):
             finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, sweep.threads)
             if tick:
                 tick(len(d))
-            size = np.abs(P).max()
+            rows = P[moving, :n] / own[moving, None]
+            size = np.abs(rows).max(initial=0)
             if size == 0:  # it has underflowed, and so would all that is left
                 break
             if J is None or begin < _BLOCK:
                 continue
-            if size < min(small, _SMALL * np.abs(J.ravel()[:: self.q + 1]).max()):
-                if cannot_matter(P[:, :n], J, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads):
+            if room is None and v.ndim == 2:
+                room = rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
+            if size < small:
+                least = half_a_place(own, J) if room is None else room
+                if cannot_matter(rows, least, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads):
                     break
-                small = _SMALL * size  # before it is asked again
+                small = _SMALLER * size
         if J is None:
             J = P[:, :n]
             finite = bool(np.isfinite(J).all())
@@ -248,9 +253,12 @@ class _Run:
             sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite at step t = {self.steps}")
         return J.reshape(n, *self.shape)
 
-    def _back(self, a: Array, h: Array, end: int) -> Iterator[tuple[int, Array, Array | None]]:
-        """Steps t+1 .. of every piece from ``end`` back to the first: t, the diagonals of D_t .., and v_{t+1} .. ."""
-        count = max(1, _FLOP // (2 * self.n**2 * (self.n + self.q)) // _BLOCK) * _BLOCK
+    def _back(self, a: Array, h: Array, end: int, rows: int) -> Iterator[tuple[int, Array, Array | None]]:
+        """Steps t+1 .. of every piece from ``end`` back to the first: t, the diagonals of D_t .., and v_{t+1} .. .
+
+        Pieces are such that to move ``rows`` rows on takes a millisecond or two.
+        """
+        count = max(1, _FLOP // (2 * rows * self.n * (self.n + self.q)) // _BLOCK) * _BLOCK
         for segment in self.sweep.columns.segments_backward():
             if segment.t0 >= end:
                 continue
@@ -261,7 +269,7 @@ class _Run:
                 yield segment.t0 + i, d[i:j], None if v is None else v[i:j]
 
     def _rest(self, a: Array, h: Array, end: int) -> Iterator[tuple[Array, Array]]:
-        for _, d, v in self._back(a, h, end):
+        for _, d, v in self._back(a, h, end, PROBES):
             assert v is not None
             yield d, v
 
