@@ -42,7 +42,8 @@ def rounding(own: Array, W: Array, d: Array, v: Array, kernel: Kernel, threads: 
         kernel.jacobian_by_chain(np.abs(W), d[k : k + 1], None, moduli, None, threads)
         kernel.jacobian_by_chain(W, d[k : k + 1], None, P, None, threads)
         least[j] = moduli[alive, :n].min(axis=0, initial=np.inf)
-    return n * _UNIT * np.einsum("ka,kb->ab", least, np.abs(v[[k - 1 for k in latest]])).min(axis=0)
+    room: Array = np.einsum("ka,kb->ab", least, np.abs(v[[k - 1 for k in latest]])).min(axis=0)
+    return n * _UNIT * room
 
 
 def half_a_place(own: Array, J: Array) -> Array:
@@ -50,7 +51,8 @@ def half_a_place(own: Array, J: Array) -> Array:
 
     Of tokens more is not known: most have not been met among the latest k.
     """
-    return _HALF_PLACE * np.min([np.abs(J[i]).min(axis=0) / np.abs(own[i]) for i in np.flatnonzero(own)], axis=0)
+    least: Array = np.min([np.abs(J[i]).min(axis=0) / np.abs(own[i]) for i in np.flatnonzero(own)], axis=0)
+    return _HALF_PLACE * least
 
 
 def cannot_matter(

@@ -73,9 +73,9 @@ def state_jacobian(
         t in 0 .. T; negative ones count from the end, where -1 is T.
     method : {"chain", "recursion"}
         The sum above from its last term back, n^2 (n + q) multiply-adds a step where v_k = a_{k-1}, x_k or 1 has q
-        numbers, over as many steps as can be told from its rounding; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from k = 1
-        on (article Lemma 2, corrected; real-time recurrent learning, Williams 1989), n^3 q multiply-adds a step. They
-        agree to rounding.
+        numbers, and over as many steps as can be told from its rounding; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from
+        k = 1 on (article Lemma 2, corrected; real-time recurrent learning, Williams 1989), n^3 q multiply-adds a step.
+        They agree to rounding.
     initial : array of shape (n,), optional
         As in `forward`.
     nonfinite : {"warn", "raise", "ignore"}
@@ -237,7 +237,7 @@ class _Run:
             size = np.abs(rows).max(initial=0)
             if size == 0:  # it has underflowed, and so would all that is left
                 break
-            if J is None or begin < _BLOCK:
+            if J is None or v is None or begin < _BLOCK:
                 continue
             if room is None and v.ndim == 2:
                 room = rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
