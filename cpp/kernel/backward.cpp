@@ -66,7 +66,7 @@ class BackwardPass {
   // A team pays for the whole pass, and where its threads can only take turns with blocks, for a block.
   int useful_threads(int threads) const {
     const double of_column = double(net_.n) * (2 * net_.n + net_.p + 2 * net_.m);
-    if (!divisible_) threads = team_size(threads, double(layout_.widest()) * of_column);
+    if (!divisible_ && double(layout_.widest()) * of_column < worth_a_meeting) return 1;
     return team_size(threads, double(layout_.total()) * of_column);
   }
   void prepare(const Work& work, Member member);
@@ -154,11 +154,13 @@ std::int64_t BackwardPass<Real>::run() {
     const int blocks = layout_.blocks();
     if (pipelined_ && all.size() > 1) {
       const Member alone{0, 1, rank}, other{rank - 1, all.size() - 1, rank};
+      const int shares = 2 * all.size() - 1;  // of the sums: one for the thread with the recursion, two for another
       for (int k = blocks - 1; k >= -2; --k) {
         all.barrier();
         if (rank == 0 && k + 1 >= 0 && k + 1 < blocks) recursion(work(k + 1, 0), all, alone);
         if (rank > 0 && k >= 0) prepare(work(k, 0), other);
-        if (rank > 0 && k + 2 < blocks) finish(work(k + 2, 0), other);
+        for (int i = std::max(0, 2 * rank - 1); i <= 2 * rank && k + 2 < blocks; ++i)
+          finish(work(k + 2, 0), {i, shares, rank});
       }
       return;
     }

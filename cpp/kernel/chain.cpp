@@ -17,9 +17,6 @@ std::int64_t even_tiles(std::int64_t rows) {
   return least < 4 ? least : (least + 3) / 4 * 4;
 }
 
-// Threads that have fewer multiply-adds than this between them from one meeting to the next wait more than they work.
-inline constexpr double worth_a_meeting = 1e5;
-
 double largest_modulus(const double* numbers, std::int64_t count) {
   double largest = 0;
   for (std::int64_t i = 0; i < count; ++i) {

@@ -20,11 +20,11 @@ namespace bptt {
 
 namespace tile {
 
-inline constexpr int vectors = row_bytes / vector_bytes;           // registers a line
+inline constexpr int vectors = row_bytes / vector_bytes;  // registers a line
 inline constexpr int registers = vector_bytes == 64 ? 32 : 16;
 inline constexpr int accumulators = registers / 4 * 3;          // that fit beside operands
-inline constexpr int max_columns = vector_bytes == 16 ? 3 : 6;     // columns of a tile
-inline constexpr int busy = 8;                                     // chains that keep two units of latency 4 at work
+inline constexpr int max_columns = vector_bytes == 16 ? 3 : 6;  // columns of a tile
+inline constexpr int busy = 8;                                  // chains that keep two units of latency 4 at work
 
 // Panels that a tile of N columns takes at once: 1, 2 or 4.
 constexpr int panels(int N) {
@@ -99,8 +99,8 @@ void multiply_add(const Real* panel, std::int64_t panel_stride, int K, const Rea
 }
 
 template <class Real>
-using MultiplyAdd = void (*)(const Real*, std::int64_t, int, const Real*, std::int64_t, const Real*, std::int64_t, Real*,
-                             std::int64_t);
+using MultiplyAdd = void (*)(const Real*, std::int64_t, int, const Real*, std::int64_t, const Real*, std::int64_t,
+                             Real*, std::int64_t);
 
 // [log2 P][N - 1]; a tile wider than the registers hold is never asked for.
 template <class Real, int P, int... N>
@@ -171,7 +171,8 @@ class PackedMatrix {
     }
   }
 
-  // The same for all rows and any number of columns. A group of panels stays in the nearer cache while the columns pass.
+  // The same for all rows and any number of columns. A group of panels stays in the nearer cache while the columns
+  // pass.
   void multiply_add(Rows<const Real> x, Rows<const Real> c, Rows<Real> y) const {
     const ColumnTiles tiles(y.count);
     for (std::int64_t q = 0; q < panels_; q += group)

@@ -38,46 +38,61 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
         j = i;
     raise_to(bad, layout.total() - (first + j));
   };
-  const auto run = [&](const Block& block, Team& team, Member member) {
+  const auto recursion = [&](const Block& block, Team& team, Member member, bool next_is_cold) {
     const Cut<Real> cut(n, B, block);
     const Share<Real> share(cut, member);
-    each_chunk(block, member, add_inputs);
-    team.barrier();
     for (int s = block.first; s <= block.last; ++s) {
       const std::int64_t active = block.count(s);
-      Real *const h_s = h[block.column(s)], *const a_s = states[block.column(s)];
-      const Rows<Real> now = h.part(block.column(s), active);
-      share.multiply_add(W_R, segment.a.from(block.before(s)), now, now,
-                         [&](std::int64_t b0, std::int64_t columns) {
-                           const std::int64_t j = block.column(s) + block.extent() + b0;
-                           if (cut.by_rows || j + columns > layout.total()) return;
-                           prefetch(h.part(j, columns), length);
-                           prefetch(x.part(j, columns), net.p);
-                         });
+      const Rows<Real> h_s = h.part(block.column(s), active), a_s = states.part(block.column(s), active);
+      share.multiply_add(W_R, segment.a.from(block.before(s)), h_s, h_s, [&](std::int64_t b0, std::int64_t columns) {
+        const std::int64_t j = block.column(s) + block.extent() + b0;
+        if (cut.by_rows || !next_is_cold || j + columns > layout.total()) return;
+        prefetch(h.part(j, columns), length);
+        prefetch(x.part(j, columns), net.p);
+      });
       share.each_tile(active, [&](std::int64_t b0, std::int64_t b1) {
         share.each_piece(b0, b1, length, [&](std::int64_t at, std::int64_t count) {
-          activate(net.activation, h_s + at, a_s + at, count);
+          activate(net.activation, h_s.data + at, a_s.data + at, count);
         });
       });
       if (cut.by_rows) team.barrier();
     }
     if (!cut.by_rows) team.barrier();
-    each_chunk(block, member, check);
   };
 
   Crew crew(parts);
-  const bool divisible = parts > 1 || (layout.blocks() && Cut<Real>(n, B, layout.block(0)).divisible());
-  const int size = divisible ? team_size(threads, double(layout.total()) * n * (n + net.p)) : 1;
+  const bool divisible = parts > 1 || !layout.blocks() || Cut<Real>(n, B, layout.block(0)).divisible();
+  const double of_column = double(n) * (n + net.p);
+  const bool worth = divisible || double(layout.widest()) * of_column >= worth_a_meeting;
+  const int size = worth ? team_size(threads, double(layout.total()) * of_column) : 1;
   Team::run(size, [&](Team& all, int rank) {
     const Member member{rank, all.size(), rank};
     if (rank == 0) crew.split(all);
     W_R.pack(net.W_R, n, 1, member.part(panels));
     if (segment.inputs.x) W_I.pack(net.W_I, net.p, 1, member.part(panels));
-    for (int begin = 0, end; begin < layout.blocks(); begin = end) {
+    const int blocks = layout.blocks();
+    if (!divisible && all.size() > 1) {  // the others work for the recursion's thread, a block ahead and one behind
+      Team self(1);
+      const Member alone{0, 1, rank}, other{rank - 1, all.size() - 1, rank};
+      for (int k = -1; k <= blocks; ++k) {
+        all.barrier();
+        if (rank == 0 && k >= 0 && k < blocks) recursion(layout.block(k), self, alone, false);
+        if (rank > 0 && k + 1 < blocks) each_chunk(layout.block(k + 1), other, add_inputs);
+        if (rank > 0 && k > 0) each_chunk(layout.block(k - 1), other, check);
+      }
+      return;
+    }
+    for (int begin = 0, end; begin < blocks; begin = end) {
       all.barrier();
       end = layout.stretch_end(begin);
       crew.run(all, rank, [&](int part, Team& team, Member own) {
-        for (int k = begin; k < end; ++k) run(layout.block(k, part), team, own);
+        for (int k = begin; k < end; ++k) {
+          const Block& block = layout.block(k, part);
+          each_chunk(block, own, add_inputs);
+          team.barrier();
+          recursion(block, team, own, true);
+          each_chunk(block, own, check);
+        }
       });
     }
   });

@@ -82,6 +82,8 @@ class Crowd {
 
 // Below this many multiply-adds a call is over before a second thread has woken up.
 inline constexpr double worth_a_team = 4e5;
+// Threads that have fewer than this between them from one meeting to the next wait more than they work.
+inline constexpr double worth_a_meeting = 1e5;
 
 inline int team_size(int threads, double multiply_adds) {
   return multiply_adds < worth_a_team || Crowd::here() ? 1 : threads;
