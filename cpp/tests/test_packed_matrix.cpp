@@ -37,19 +37,31 @@ TEST_CASE_TEMPLATE("a packed product is the sum written out", Real, float, doubl
         packed.pack(M.data(), inner, 1, {0, packed.panels()});
         const std::int64_t length = row_length<Real>(rows);
         const Buffer<Real> Y(columns * length);
+        const Rows<const Real> x{X.data(), columns, inner};
+        const Rows<Real> y{Y.data(), columns, length};
+        const Buffer<Real> bias(length), fresh(columns * length), biased(columns * length);
         for (std::int64_t i = 0; i < columns * length; ++i) Y.data()[i] = Real(i % 7) / 8;
-        packed.multiply_add(X.data(), inner, Y.data(), length, columns);
+        for (std::int64_t i = 0; i < length; ++i) bias.data()[i] = Real(i % 5) / 8;
+        packed.multiply_add(x, y, y);
+        packed.multiply_add(x, {}, {fresh.data(), columns, length});
+        packed.multiply_add(x, {bias.data(), columns, 0}, {biased.data(), columns, length});
         double worst = 0;
         for (int j = 0; j < columns; ++j)
           for (std::int64_t i = 0; i < length; ++i) {
-            double sum = double((j * length + i) % 7) / 8, size = std::abs(sum);
+            double sum = 0, size = 0;
             for (int k = 0; k < inner && i < rows; ++k) {
               const double term = double(M[std::size_t(i * inner + k)]) * double(X[std::size_t(j * inner + k)]);
               sum += term;
               size += std::abs(term);
             }
-            // every partial sum rounds once, and none exceeds the sum of moduli; rows beyond the last stay as they were
-            worst = std::max(worst, std::abs(double(Y.data()[j * length + i]) - sum) - (inner + 3) * eps * size);
+            // every partial sum rounds once, and none exceeds the sum of moduli; rows beyond the last are those of C
+            const auto compare = [&](const Buffer<Real>& product, double c) {
+              const double error = std::abs(double(product.data()[j * length + i]) - (c + sum));
+              worst = std::max(worst, error - (inner + 3) * eps * (std::abs(c) + size));
+            };
+            compare(Y, double((j * length + i) % 7) / 8);
+            compare(fresh, 0);
+            compare(biased, double(i % 5) / 8);
           }
         CHECK(worst <= 0);
       }
@@ -65,10 +77,11 @@ TEST_CASE_TEMPLATE("which panels are asked for together changes no bit", Real, f
     const Buffer<Real> whole(columns * length), parts(columns * length);
     std::fill_n(whole.data(), columns * length, Real(0));
     std::fill_n(parts.data(), columns * length, Real(0));
-    packed.multiply_add(X.data(), n, whole.data(), length, columns, {0, packed.panels()});
+    const Rows<const Real> x{X.data(), columns, n};
+    const Rows<Real> a{whole.data(), columns, length}, b{parts.data(), columns, length};
+    packed.multiply_add(x, a, a, {0, packed.panels()});
     for (int rank = 0; rank < 3; ++rank)
-      packed.multiply_add(X.data(), n, parts.data(), length, columns,
-                          part(packed.panels(), PackedMatrix<Real>::group, rank, 3));
+      packed.multiply_add(x, b, b, part(packed.panels(), PackedMatrix<Real>::group, rank, 3));
     CHECK(std::memcmp(whole.data(), parts.data(), std::size_t(columns * length) * sizeof(Real)) == 0);
   }
 }
