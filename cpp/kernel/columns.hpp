@@ -48,9 +48,16 @@ bool scale(const From* values, std::int64_t rows, std::int64_t width, double fac
 // step.
 inline void pick(const std::byte* block, std::int64_t steps, std::int64_t B, const std::int64_t* order,
                  const std::int64_t* counts, std::size_t size, std::byte* to) {
-  for (std::int64_t s = 0; s < steps; ++s, block += std::size_t(B) * size)
-    for (std::int64_t j = 0; j < counts[s]; ++j, to += size)
-      std::memcpy(to, block + std::size_t(order[j]) * size, size);
+  const auto pick_each = [&](auto known) {  // a size known beforehand is copied without a call
+    const std::size_t bytes = known ? std::size_t{known} : size;
+    for (std::int64_t s = 0; s < steps; ++s, block += std::size_t(B) * bytes)
+      for (std::int64_t j = 0; j < counts[s]; ++j, to += bytes)
+        std::memcpy(to, block + std::size_t(order[j]) * bytes, bytes);
+  };
+  if (size == 4) return pick_each(std::integral_constant<std::size_t, 4>{});
+  if (size == 8) return pick_each(std::integral_constant<std::size_t, 8>{});
+  if (size == row_bytes) return pick_each(std::integral_constant<std::size_t, row_bytes>{});
+  pick_each(std::integral_constant<std::size_t, 0>{});
 }
 
 // The first index that is not in 0..limit-1, or -1.

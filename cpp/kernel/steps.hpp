@@ -2,6 +2,7 @@
 // thread.
 #pragma once
 
+#include <numeric>
 #include <vector>
 
 #include "loss.hpp"
@@ -29,6 +30,11 @@ template <class Real>
 int best_parts(int n, std::int64_t B) {
   const bool near = std::int64_t(n) * n * std::int64_t(sizeof(double)) <= (256 << 10);
   return near && B >= 8 && !rows_pay<Real>(n, B) ? 2 : 1;
+}
+
+// Sequences there at a step of a segment, in the mean: what best_parts goes by.
+inline std::int64_t mean_count(int steps, const std::int64_t* counts) {
+  return steps ? std::accumulate(counts + 1, counts + 1 + steps, std::int64_t{0}) / steps : counts[0];
 }
 
 // What a part of the batch has of a block of steps: of the sequences there at its beginning, the `ranks`. Its columns
