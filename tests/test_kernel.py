@@ -139,7 +139,11 @@ def everything(rnn, x, y, lengths, threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("T", "B", "n"),
-    [(9, 1, 256), (9, 2, 256), (9, 3, 256), (9, 4, 256), (30, 64, 64), (30, 131, 33), (9, 1, 16), (1500, 1, 16), (700, 1, 48), (40, 7, 128)],
+    [
+        *[(9, B, 256) for B in (1, 2, 3, 4)],
+        *[(30, 64, 64), (30, 131, 33), (9, 1, 16), (40, 7, 128)],
+        *[(1500, 1, 16), (700, 1, 48)],  # one sequence that two threads share
+    ],
 )
 @pytest.mark.parametrize("kind", ["numbers", "tokens", "ragged"])
 @pytest.mark.parametrize("kernel", _levels.available()[1:], indirect=True)  # the reference has no threads
