@@ -370,6 +370,35 @@ def test_what_is_below_rounding_is_below_it_in_every_number(level):
     assert not rounding(own, W, d, v, kernel, 1).any()
 
 
+@pytest.mark.parametrize("case", ["one-hot", "shift", "silent end"])
+def test_where_rounding_has_no_bound_a_place_of_the_sum_ends_it(level, monkeypatch, case):
+    rng = np.random.default_rng(16)
+    W_R = 0.85 * (np.roll(np.eye(12), 1, 0) if case == "shift" else np.linalg.qr(rng.standard_normal((12, 12)))[0])
+    rnn = bptt.RNN(W_R, rng.standard_normal((12, 3)))
+    x = np.eye(3)[rng.integers(3, size=2000)] if case == "one-hot" else rng.standard_normal((2000, 3))
+    if case == "silent end":
+        x[-10:] = 0
+    answers = []
+    monkeypatch.setattr(jacobian, "_FLOP", 1)
+    monkeypatch.setattr(
+        jacobian, "cannot_matter", lambda *arguments: answers.append(cannot_matter(*arguments)) or answers[-1]
+    )
+    mine = bptt.state_jacobian(rnn, x, wrt="W_I")
+    assert True in answers
+    monkeypatch.setattr(jacobian, "cannot_matter", lambda *arguments: False)
+    assert mine.tobytes() == bptt.state_jacobian(rnn, x, wrt="W_I").tobytes()
+
+
+def test_a_slope_that_comes_back_from_nearly_0_is_no_warning(level):
+    rnn = bptt.RNN([[1000.0]], [[1.0]], activation="logistic")
+    x = np.full((140, 1), -500.0)
+    x[0], x[-1] = 0, -1200
+    for wrt in WRT:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.isfinite(bptt.state_jacobian(rnn, x, wrt=wrt)).all()
+
+
 # Online ---------------------------------------------------------------------------------------------------------------
 
 

@@ -220,7 +220,10 @@ void BackwardPass<Real>::direct_part(const Work& work, Member member) {
         for (const std::int64_t end = j + count; j < end; ++j, ++c)
           std::copy_n(task_.d_states + j * n, n, (states_by_h_ ? work.d_h : work.d)[first + c]);
       });
-    if (!reads_out_) return fresh ? clear(by_output) : void();
+    const auto nothing_by_output = [&] {
+      if (fresh) clear(by_output);
+    };
+    if (!reads_out_) return nothing_by_output();
     const std::int64_t z_length = readout_->z_length();
     Real* const e = work.stage.e.data() + first * z_length;
     const auto argument = [&] {
@@ -248,7 +251,7 @@ void BackwardPass<Real>::direct_part(const Work& work, Member member) {
         each_piece([&](std::int64_t j, std::int64_t c, std::int64_t count) {
           std::copy_n(errors + c, count, task_.errors + j);
         });
-      if (!met) return fresh ? clear(by_output) : void();
+      if (!met) return nothing_by_output();
     }
     work.has_errors = true;
     const Rows<Real> target = by_output.part(first, columns);

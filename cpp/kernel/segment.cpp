@@ -57,7 +57,6 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
       });
       if (cut.by_rows) team.barrier();
     }
-    if (!cut.by_rows) team.barrier();
   };
 
   Crew crew(parts);
@@ -72,11 +71,10 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
     if (segment.inputs.x) W_I.pack(net.W_I, net.p, 1, member.part(panels));
     const int blocks = layout.blocks();
     if (!divisible && all.size() > 1) {  // the others work for the recursion's thread, a block ahead and one behind
-      Team self(1);
       const Member alone{0, 1, rank}, other{rank - 1, all.size() - 1, rank};
       for (int k = -1; k <= blocks; ++k) {
         all.barrier();
-        if (rank == 0 && k >= 0 && k < blocks) recursion(layout.block(k), self, alone, false);
+        if (rank == 0 && k >= 0 && k < blocks) recursion(layout.block(k), all, alone, false);
         if (rank > 0 && k + 1 < blocks) each_chunk(layout.block(k + 1), other, add_inputs);
         if (rank > 0 && k > 0) each_chunk(layout.block(k - 1), other, check);
       }
@@ -91,6 +89,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
           each_chunk(block, own, add_inputs);
           team.barrier();
           recursion(block, team, own, true);
+          team.barrier();
           each_chunk(block, own, check);
         }
       });

@@ -29,7 +29,7 @@ bool rows_pay(int n, std::int64_t B) {
 template <class Real>
 int best_parts(int n, std::int64_t B) {
   const bool near = std::int64_t(n) * n * std::int64_t(sizeof(double)) <= (256 << 10);
-  return near && B >= 8 && !rows_pay<Real>(n, B) ? 2 : 1;
+  return near && B >= 8 ? 2 : 1;
 }
 
 // Sequences there at a step of a segment, in the mean: what best_parts goes by.

@@ -26,6 +26,7 @@ struct Rows {
 // Asks for the first `length` numbers of rows that are needed soon. Where no such rows are, nothing happens.
 template <class T>
 void prefetch(Rows<T> rows, std::int64_t length) {
+  if (!rows) return;
   for (std::int64_t i = 0; i < rows.count; ++i)
     for (std::int64_t at = 0; at < length; at += row_bytes / std::int64_t(sizeof(T)))
       __builtin_prefetch(rows[i] + at, 0, 2);

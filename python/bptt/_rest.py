@@ -1,6 +1,6 @@
-"""Whether the rest of the sum over k of P(k,t) ⊗ v_k^T can still be told from rounding.
+"""Whether the rest of the sum over k of P(k,t) ⊗ v_k^T is above the bound on the rounding of what is there.
 
-A chain that vanishes leaves most of a long sum below the rounding of what is there. To see that, not all rows of P(k,t)
+A chain that vanishes leaves most of a long sum below that. To see it, not all rows of P(k,t)
 need be moved on: a few random combinations g P of them, g with independent N(0, 1) entries, tell as much. The root mean
 square of the lengths of 12 of them is below 1/300 of P's Frobenius norm with a probability of at most
 (12 / 300**2 / 2)^6 / 6! < 2e-28 at each k.
@@ -23,7 +23,7 @@ _LATEST = 5  # steps whose rounding is asked for; that of more would not be much
 
 
 def rounding(own: Array, W: Array, d: Array, v: Array, kernel: Kernel, threads: int) -> Array:
-    """What rounding does at least to J(i,a,b) / own_i, whatever i and a: as many numbers b as v_k has.
+    """The bound on the rounding of J(i,a,b) / own_i, or less, whatever i and a: as many numbers b as v_k has.
 
     ::
 
@@ -47,11 +47,9 @@ def rounding(own: Array, W: Array, d: Array, v: Array, kernel: Kernel, threads: 
 
 
 def half_a_place(own: Array, J: Array) -> Array:
-    """What may be added to any J(i,a,b) / own_i so far without changing a bit of it: as many numbers b as v_k has.
-
-    Of tokens more is not known: most have not been met among the latest k.
-    """
-    least: Array = np.min([np.abs(J[i]).min(axis=0) / np.abs(own[i]) for i in np.flatnonzero(own)], axis=0)
+    """What may be added to any J(i,a,b) / own_i so far without changing a bit of it: as many numbers b as v_k has."""
+    with np.errstate(over="ignore"):
+        least: Array = np.min([np.abs(J[i]).min(axis=0) / np.abs(own[i]) for i in np.flatnonzero(own)], axis=0)
     return _HALF_PLACE * least
 
 
@@ -83,7 +81,7 @@ def cannot_matter(
         logs[:, 0] = latest
         # the norm of P(k,t) at the most, for the k of v's rows, which are in order of time
         norms = _MARGIN * np.sqrt(np.exp(2 * logs[:, steps - 1 :: -1]).mean(axis=0)) + np.finfo(float).tiny
-        used += np.bincount(v, norms, q) if v.ndim == 1 else norms @ np.abs(v)
+        used += np.bincount(v, norms, q) if v.ndim == 1 else np.einsum("k,kb->b", norms, np.abs(v))
         if not (used <= room).all():
             return False
         latest = logs[:, steps]

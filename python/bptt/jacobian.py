@@ -73,9 +73,9 @@ def state_jacobian(
         t in 0 .. T; negative ones count from the end, where -1 is T.
     method : {"chain", "recursion"}
         The sum above from its last term back, n^2 (n + q) multiply-adds a step where v_k = a_{k-1}, x_k or 1 has q
-        numbers, and over as many steps as can be told from its rounding; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1} from
-        k = 1 on (article Lemma 2, corrected; real-time recurrent learning, Williams 1989), n^3 q multiply-adds a step.
-        They agree to rounding.
+        numbers, and as long as the rest is above the bound on its rounding; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1}
+        from k = 1 on (article Lemma 2, corrected; real-time recurrent learning, Williams 1989), n^3 q multiply-adds a
+        step. They agree to rounding.
     initial : array of shape (n,), optional
         As in `forward`.
     nonfinite : {"warn", "raise", "ignore"}
@@ -228,21 +228,24 @@ class _Run:
         P, own = zero_rows(n, n), np.ones(n) * self._own_slopes(h[-1], self.steps)
         P[range(n), range(n)] = own
         J = None if self.wrt == "initial" else np.zeros((n, n, self.q))
-        finite, small, moving, room = True, _SMALL, own != 0, None
+        finite, small, moving, room = True, _SMALL, own != 0, np.empty(0)
         for begin, d, v in self._back(a, h, self.steps, n):
             finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, sweep.threads)
             if tick:
                 tick(len(d))
-            rows = P[moving, :n] / own[moving, None]
-            size = np.abs(rows).max(initial=0)
-            if size == 0:  # it has underflowed, and so would all that is left
+            if not P.any():  # it has underflowed, and so would all that is left
                 break
             if J is None or v is None or begin < _BLOCK:
                 continue
-            if room is None and v.ndim == 2:
-                room = rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows = P[moving, :n] / own[moving, None]
+            size = np.abs(rows).max()
+            if not room.size:
+                room = np.zeros(self.q)
+                if v.ndim == 2:  # of tokens, most have not been met yet
+                    room = rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
             if size < small:
-                least = half_a_place(own, J) if room is None else room
+                least = room if room.all() else np.maximum(room, half_a_place(own, J))
                 if cannot_matter(rows, least, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads):
                     break
                 small = _SMALLER * size

@@ -207,7 +207,7 @@ class Training:
         epochs : int, optional
             Passes through the text since the start of training: a resumed run does only what is left of them.
         seconds : float, optional
-            Of this call, positive. The update under way is finished.
+            Of this call, positive. An update that ends beyond them is the last.
         memory : int or str, optional
             Of each gradient, as in `value_and_grad`: it changes no result.
 
