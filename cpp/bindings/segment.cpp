@@ -107,10 +107,6 @@ void direct(const py::tuple& net, int loss, const Array& a, const Optional& h, c
   });
 }
 
-int best_parts(int n, std::int64_t size, int itemsize) {
-  return itemsize == sizeof(float) ? bptt::best_parts<float>(n, size) : bptt::best_parts<double>(n, size);
-}
-
 std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::array_t<std::int64_t>& counts,
                       const Array& a, const Optional& h, const Optional& y, const Optional& weights,
                       const Optional& d_outputs, const Optional& d_states, const Array& carry, const Optional& errors,
@@ -150,7 +146,7 @@ void bind_segment(py::module_& m) {
   m.def("forward", &forward, "network"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "threads"_a);
   m.def("outputs", &outputs, "network"_a, "r"_a, "o"_a, "unit"_a, "threads"_a);
   m.def("direct", &direct, "network"_a, "loss"_a, "a"_a, "h"_a, "y"_a, "weights"_a, "errors"_a, "g"_a, "threads"_a);
-  m.def("best_parts", &best_parts, "n"_a, "size"_a, "itemsize"_a);
+  m.def("best_parts", &bptt::best_parts, "n"_a, "size"_a);
   m.def("backward", &backward, "network"_a, "loss"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "y"_a, "weights"_a,
         "d_outputs"_a, "d_states"_a, "carry"_a, "errors"_a, "sums"_a, "d_x"_a, "delta"_a, "threads"_a);
 }

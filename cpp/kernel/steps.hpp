@@ -11,10 +11,7 @@
 namespace bptt {
 
 // Columns of a block of steps: what the time loop leaves behind stays in cache until it has become matrix products.
-template <class Real>
-std::int64_t block_columns(int n) {
-  return n >= 1024 ? 512 : 256;
-}
+inline std::int64_t block_columns(int n) { return n >= 1024 ? 512 : 256; }
 
 // Whether threads split the rows of W, with a barrier a step: few columns, and W too large for the nearest cache.
 template <class Real>
@@ -26,8 +23,7 @@ bool rows_pay(int n, std::int64_t B) {
 // Parts into which a batch is best cut, for any number of threads: two halves of the sequences share nothing but the
 // weights, so that neither waits for the other or reads what it wrote. Each has sums of its own, which must stay in a
 // near cache, and enough columns a step for a tile.
-template <class Real>
-int best_parts(int n, std::int64_t B) {
+inline int best_parts(int n, std::int64_t B) {
   const bool near = std::int64_t(n) * n * std::int64_t(sizeof(double)) <= (256 << 10);
   return near && B >= 8 ? 2 : 1;
 }

@@ -23,7 +23,8 @@ struct Rows {
   operator Rows<const T>() const { return {data, count, stride}; }
 };
 
-// Asks for the first `length` numbers of rows that are needed soon. Where no such rows are, nothing happens.
+// Asks for the first `length` numbers of rows that are needed soon, if there are any: where they lie in pieces of a few
+// KB, the machine does not foresee them by itself.
 template <class T>
 void prefetch(Rows<T> rows, std::int64_t length) {
   if (!rows) return;

@@ -39,7 +39,7 @@ class Adjoint:
         shapes: list[tuple[int, ...] | None] = [(n, n), (p, n) if tokens else (n, p), (m, n) if m else None]
         shapes += [(n,) if b_R or b_I else None, (m,) if b_O else None]
         stops = np.cumsum([0 if shape is None else math.prod(shape) for shape in shapes]).tolist()
-        parts = _levels.kernel().best_parts(n, columns.size, rnn.dtype.itemsize)
+        parts = _levels.kernel().best_parts(n, columns.size)
         # One array for all sums of a part: cleared, scaled and rounded as one.
         self._flat: Array = np.empty((parts, stops[-1]))
         sums: list[list[Any]] = [

@@ -102,7 +102,7 @@ def other_bytes(sweep: Sweep, most: int, by_class: bool, wrt_inputs: bool) -> in
     size, ragged, real = columns.size, columns.order is not None, rnn.dtype.itemsize
     ld, lm, lp = (row_length(k, real) for k in (n, m, p))
 
-    parts = sweep.kernel.best_parts(n, size, real)
+    parts = sweep.kernel.best_parts(n, size)
     sums = parts * 8 * (n * n + n * rnn.p + m * n + n + m)
     rows = size * (3 * ld + 2 * n)  # dE/da carried from segment to segment, initial and final states
     packed = ld * (2 * n + rnn.p) + lp * n + lm * (n + 1) + ld * m

@@ -130,7 +130,6 @@ class Kernel(Protocol):
         self,
         n: int,
         size: int,  # B
-        itemsize: int,
     ) -> int:
         """Into how many parts `backward` best cuts a batch: it then wants as many `Sums`, for all segments the same."""
         ...

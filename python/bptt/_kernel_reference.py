@@ -68,7 +68,7 @@ def direct(
 
 
 @np.errstate(all="ignore")
-def best_parts(n: int, size: int, itemsize: int) -> int:
+def best_parts(n: int, size: int) -> int:
     return 1
 
 

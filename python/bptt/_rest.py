@@ -1,9 +1,9 @@
 """Whether the rest of the sum over k of P(k,t) ⊗ v_k^T is above the bound on the rounding of what is there.
 
-A chain that vanishes leaves most of a long sum below that. To see it, not all rows of P(k,t)
-need be moved on: a few random combinations g P of them, g with independent N(0, 1) entries, tell as much. The root mean
-square of the lengths of 12 of them is below 1/300 of P's Frobenius norm with a probability of at most
-(12 / 300**2 / 2)^6 / 6! < 2e-28 at each k.
+A chain that vanishes leaves most of a long sum below that. To see it, not all rows of P(k,t) need be moved on: a few
+random combinations g P of them, g with independent N(0, 1) entries, tell as much. The root mean square of the lengths
+of 12 of them is below 1/300 of P's Frobenius norm with a probability of at most (12 / 300^2 / 2)^6 / 6! < 2e-28 at each
+k.
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ def cannot_matter(
     q, n = len(room), P.shape[1]
     exponent = int(np.frexp(np.abs(P).max())[1])
     rows, exponents = zero_rows(PROBES, n), np.full(PROBES, exponent, np.int64)
-    rows[:, :n] = np.einsum(
-        "gi,ij->gj", np.random.default_rng(0).standard_normal((PROBES, len(P))), np.ldexp(P, -exponent)
-    )
+    g = np.random.default_rng(0).standard_normal((PROBES, len(P)))
+    rows[:, :n] = np.einsum("gi,ij->gj", g, np.ldexp(P, -exponent))
     latest = np.log(np.linalg.norm(rows, axis=1)) + exponent * np.log(2.0)
 
     used = np.zeros(q)

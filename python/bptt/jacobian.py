@@ -228,7 +228,8 @@ class _Run:
         P, own = zero_rows(n, n), np.ones(n) * self._own_slopes(h[-1], self.steps)
         P[range(n), range(n)] = own
         J = None if self.wrt == "initial" else np.zeros((n, n, self.q))
-        finite, small, moving, room = True, _SMALL, own != 0, np.empty(0)
+        finite, small, moving = True, _SMALL, own != 0
+        room: Array | None = None
         for begin, d, v in self._back(a, h, self.steps, n):
             finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, sweep.threads)
             if tick:
@@ -240,10 +241,9 @@ class _Run:
             with np.errstate(over="ignore", invalid="ignore"):
                 rows = P[moving, :n] / own[moving, None]
             size = np.abs(rows).max()
-            if not room.size:
-                room = np.zeros(self.q)
-                if v.ndim == 2:  # of tokens, most have not been met yet
-                    room = rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
+            if room is None:  # by the latest steps, among which most tokens are not
+                tokens = v.ndim == 1
+                room = np.zeros(self.q) if tokens else rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
             if size < small:
                 least = room if room.all() else np.maximum(room, half_a_place(own, J))
                 if cannot_matter(rows, least, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads):

@@ -75,7 +75,7 @@ def _backward(
     size, dtype = batch.size, network.W_R.dtype
     carry = aligned(size, n, dtype)
     carry[:, :n] = 0 if d_final is None else numbers(d_final)
-    parts = kernel.best_parts(n, size, dtype.itemsize)
+    parts = kernel.best_parts(n, size)
     d_W_R, d_W_I, d_b = np.zeros((parts, n, n)), np.zeros((parts, n, p)), np.zeros((parts, n))
     of_parts = tuple(Sums(d_W_R[i], d_W_I[i], None, d_b[i], None) for i in range(parts))
     d_x = np.empty((batch.rows - size, p), dtype) if wrt_x else None
