@@ -167,6 +167,9 @@ def test_bad_budgets(memory, error):
 
 def test_blocks_are_those_of_the_kernel():
     header = (Path(__file__).parents[1] / "cpp" / "kernel" / "steps.hpp").read_text()
-    large, columns, few = map(int, re.search(r"return n >= (\d+) \? (\d+) : (\d+);", header).groups())
-    for n in (1, large - 1, large, 2000):
-        assert _columns.block_steps(n, 1) == (columns if n >= large else few)
+    rules = r"if \(B == 1 && n >= (\d+) && n <= (\d+)\) return (\d+);\s*return n >= (\d+) \? (\d+) : (\d+);"
+    least, most, one, large, columns, few = map(int, re.search(rules, header).groups())
+    for n in (1, least - 1, least, most, most + 1, large - 1, large, 2000):
+        wide = columns if n >= large else few
+        assert _columns.block_steps(n, 1) == (one if least <= n <= most else wide)
+        assert _columns.block_steps(n, 2) == wide // 2

@@ -97,7 +97,7 @@ class BackwardPass {
   const std::int64_t length_ = row_length<Real>(net_.n), panels_ = length_ / line<Real>, B_ = segment_.counts[0];
   // Near a ragged batch's end, 1.
   const int parts_ = std::min(int(task_.sums.size()), best_parts(net_.n, mean_count(segment_.steps, segment_.counts)));
-  const Layout layout_{segment_.steps, segment_.counts, block_columns(net_.n), parts_};
+  const Layout layout_{segment_.steps, segment_.counts, block_columns(net_.n, B_), parts_};
   const bool divisible_ = parts_ > 1 || !layout_.blocks() || Cut<Real>(net_.n, B_, layout_.block(0)).divisible();
   const int size_;
   const Rows<Real> states_ = segment_.a.from(B_);

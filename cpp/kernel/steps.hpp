@@ -10,8 +10,13 @@
 
 namespace bptt {
 
-// Columns of a block of steps: what the time loop leaves behind stays in cache until it has become matrix products.
-inline std::int64_t block_columns(int n) { return n >= 1024 ? 512 : 256; }
+// Columns of a block of steps: what the time loop leaves behind stays in cache until it has become matrix products. Of
+// one sequence, threads take turns with blocks, and the first and the last of them have nobody beside them: the fewer
+// columns the sooner both are at work, as long as the work on a block is worth a meeting.
+inline std::int64_t block_columns(int n, std::int64_t B) {
+  if (B == 1 && n >= 48 && n <= 96) return 128;
+  return n >= 1024 ? 512 : 256;
+}
 
 // Whether threads split the rows of W, with a barrier a step: few columns, and W too large for the nearest cache.
 template <class Real>
