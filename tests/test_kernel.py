@@ -204,7 +204,7 @@ def test_columns_are_picked(kernel, tail, dtype):
     block = np.random.default_rng(0).integers(2, 99, size=(6, 5, *tail)).astype(dtype)
     order, counts = np.array([3, 0, 4, 1, 2]), np.array([5, 5, 4, 4, 2, 1, 0, 0])
     columns = np.empty((16, *tail), dtype)
-    kernel.pick(block, order, counts, columns)
+    kernel.pick(block, order, counts, columns, 2)
     wanted = [block[t, order[j]] for t in range(6) for j in range(counts[t + 1])]
     assert np.array_equal(columns, wanted)
 

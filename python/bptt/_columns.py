@@ -6,6 +6,7 @@ of states begin with the block of t = 0; arrays of inputs, errors and the like b
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
@@ -45,6 +46,11 @@ def block_steps(n: int, size: int) -> int:
     if size == 1 and 48 <= n <= 96:
         return 128
     return max((512 if n >= 1024 else 256) // size, 1)
+
+
+def present(size: int, total: int, steps: int) -> int:
+    """The size by which a ragged batch is cut into segments: the sequences at a step in the mean, or half of all."""
+    return max(-(-total // max(steps, 1)), -(-size // 2))
 
 
 class Segment:
@@ -89,7 +95,19 @@ def equal(time: int, size: int, grid: int, n: int) -> Columns:
 class Columns:
     """The columns of a batch: ``size`` sequences of an array of ``time`` steps, the longest of ``steps`` steps."""
 
-    __slots__ = ("_ascending", "_latest", "_prefix", "grid", "lengths", "order", "size", "steps", "time", "unit")
+    __slots__ = (
+        "_ascending",
+        "_ends",
+        "_latest",
+        "_prefix",
+        "grid",
+        "lengths",
+        "order",
+        "size",
+        "steps",
+        "time",
+        "unit",
+    )
 
     def __init__(self, time: int, size: int, lengths: Array | None, grid: int, block: int = 0) -> None:
         self.time, self.size, self.lengths, self.grid = time, size, lengths, grid
@@ -101,7 +119,8 @@ class Columns:
             if int(lengths.min()) < self.steps:
                 self.order = np.argsort(-lengths, kind="stable")
                 self._ascending = np.sort(lengths)
-                self._prefix = np.concatenate(([0], np.cumsum(self._ascending + 1)))
+                self._ends: list[int] = self._ascending.tolist()
+                self._prefix: list[int] = [0, *np.cumsum(self._ascending + 1).tolist()]
         # Steps between the places where time can be cut and no sum changes: a level's blocks, all of them alike.
         self.unit = block if block and self.order is None and not grid % block else grid
 
@@ -114,19 +133,14 @@ class Columns:
         """The first row of step t: the sum over the sequences of min(length + 1, t)."""
         if self.order is None:
             return self.size * t
-        return int(self._starts(np.asarray(t)))
-
-    def _starts(self, t: Array) -> Array:
-        over = np.searchsorted(self._ascending, t, side="left")  # sequences with length < t
-        starts: Array = self._prefix[over] + t * (self.size - over)
-        return starts
+        over = bisect_left(self._ends, t)  # sequences with length < t
+        return self._prefix[over] + t * (self.size - over)
 
     def finals(self) -> slice | Array:
         """The row of each sequence's last step, by rank."""
         if self.order is None:
             return slice(self.size * self.steps, self.size * (self.steps + 1))
-        lengths = self._ascending[::-1]
-        return self._starts(lengths) + np.arange(self.size)
+        return np.array([self.start(length) + rank for rank, length in enumerate(reversed(self._ends))])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Columns, (self.time, self.size, self.lengths, self.grid, self.unit)
@@ -158,8 +172,8 @@ class Columns:
 
     def _ragged(self, t0: int, t1: int, order: Array) -> Segment:
         counts = self.size - np.searchsorted(self._ascending, np.arange(t0, t1 + 2), side="left")
-        before, end = self.start(t0), self.start(t1 + 1)
-        return Segment(t0, t1, counts, before, before + int(counts[0]), end, order)
+        before = self.start(t0)
+        return Segment(t0, t1, counts, before, before + int(counts[0]), self.start(t1 + 1), order)
 
     def ends(self, segment: Segment) -> slice | Array | None:
         """The columns of a segment at which a sequence ends, if there are any."""

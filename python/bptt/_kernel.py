@@ -182,6 +182,7 @@ class Kernel(Protocol):
         order: Array,  # int64 (B,): the sequence of each rank
         counts: Array,  # as in forward
         columns: Array,  # (C, ...) (written)
+        threads: int,
     ) -> None:
         """The columns that are there."""
         ...

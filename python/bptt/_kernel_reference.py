@@ -154,7 +154,7 @@ def scale(values: Array, factor: float, scaled: Array) -> bool:
     return bool(np.isfinite(scaled).all())
 
 
-def pick(block: Array, order: Array, counts: Array, columns: Array) -> None:
+def pick(block: Array, order: Array, counts: Array, columns: Array, threads: int) -> None:
     columns[...] = np.concatenate([step[order[:count]] for step, count in zip(block, counts[1:-1], strict=True)])
 
 

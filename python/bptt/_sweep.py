@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from bptt import _levels
 from bptt._arguments import Extent, Nonfinite
-from bptt._columns import Columns, Segment, block_steps, equal, segment_steps
+from bptt._columns import Columns, Segment, block_steps, equal, present, segment_steps
 from bptt._kernel import Array, Sums
 from bptt._streams import Indices, Stream, place
 from bptt._validate import Slices
@@ -73,7 +73,8 @@ class Sweep:
         self.rnn, self.axes = rnn, extent.axes
         self.tokens = x.dtype.kind != "f"
         self.network = rnn._network(self.tokens)
-        grid = segment_steps(rnn.n, 1 if self.tokens else rnn.p, rnn.m, extent.size, rnn.dtype)
+        size = extent.size if lengths is None else present(extent.size, int(lengths.sum()), int(lengths.max()))
+        grid = segment_steps(rnn.n, 1 if self.tokens else rnn.p, rnn.m, size, rnn.dtype)
         if lengths is None:
             self.columns = equal(extent.time, extent.size, grid, rnn.n)
         else:
@@ -81,7 +82,7 @@ class Sweep:
         if self.tokens:
             self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", rnn.p)
         else:
-            self.x = Stream("x", x, extent.axes, self.columns, rnn.dtype)
+            self.x = Stream("x", x, extent.axes, self.columns, rnn.dtype, self.threads)
         self.nonfinite = nonfinite
         self.warning = ""  # to be given at the end of the call
 

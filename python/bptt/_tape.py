@@ -133,10 +133,8 @@ class Tape:
         else:
             assert h is not None
             states = h
+        first, last = int(segment.counts[-1]), int(segment.counts[1])  # ranks of the sequences that end here
         if isinstance(self._ends, slice):
-            if segment.t1 == self._columns.steps:
-                self.final[:] = states[-len(self.final) :, : self._n]
-            return
-        ends = self._ends - segment.first
-        here = np.flatnonzero((ends >= 0) & (ends < segment.columns))
-        self.final[here] = states[ends[here], : self._n]
+            self.final[first:] = states[len(states) - (last - first) :, : self._n]
+        elif first < last:
+            self.final[first:last] = states[self._ends[first:last] - segment.first, : self._n]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bptt._columns import Segment, segment_steps
+from bptt._columns import Segment, present, segment_steps
 from bptt._kernel import Array, row_length
 
 
@@ -40,7 +40,8 @@ class Batch:
         counts = np.concatenate(([self.size], sizes, [0]))  # columns at t = 0 .. T + 1
         starts = np.concatenate(([0], np.cumsum(counts)))  # the row at which they begin
         self.rows, self._n = int(starts[-1]), n
-        grid = segment_steps(n, x.shape[-1], 0, max(self.size, 1), numbers(x).dtype)
+        size = present(self.size, self.rows - self.size, time)
+        grid = segment_steps(n, x.shape[-1], 0, max(size, 1), numbers(x).dtype)
         self.segments: list[Segment] = []
         for t0 in range(0, time if self.size else 0, grid):
             t1 = min(t0 + grid, time)
