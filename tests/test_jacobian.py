@@ -11,7 +11,7 @@ from bptt import _levels, jacobian, reference
 from bptt import reference_microscope as microscope
 from bptt._bundles import zero_rows
 from bptt._columns import segment_steps
-from bptt._rest import cannot_matter, half_a_place, rounding
+from bptt._rest import half_a_place, rounding, steps_that_matter
 from support import ACTIVATIONS, network, relative_error, specification
 
 EPS = np.finfo(float).eps
@@ -179,9 +179,11 @@ def test_levels_agree_and_threads_change_no_bit(kernel, source, n, q):
     columns = n * q if source else n
 
     def by_chain(module, threads):
-        P, J = zero_rows(n, n), np.zeros((n, n, q))
+        P, J = zero_rows(n, n), np.full((n, n, q), np.nan if source else 0.0)
         P[:, :n] = start
-        assert module.jacobian_by_chain(W, d, v, P, J if source else None, threads)
+        for piece, more in ((slice(30, None), False), (slice(0, 30), True)):
+            v_piece = None if v is None else v[piece]
+            assert module.jacobian_by_chain(W, d[piece], v_piece, P, J if source else None, more, threads)
         return P[:, :n], J
 
     def by_recursion(module, threads, steps):
@@ -283,6 +285,18 @@ def rounding_of_the_sum(rnn, x, wrt):
     return bound
 
 
+def spied_on(monkeypatch):
+    """What it is answered how many steps matter, each time that it is asked."""
+    answers = []
+
+    def spy(*arguments):
+        answers.append(steps_that_matter(*arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(jacobian, "steps_that_matter", spy)
+    return answers
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("activation", ["tanh", "elu", "relu"])
 @pytest.mark.parametrize("wrt", ["W_R", "W_I", "b_R"])
@@ -290,17 +304,12 @@ def test_what_is_left_out_of_a_long_sum_is_below_its_rounding(level, monkeypatch
     rng = np.random.default_rng(12)
     rnn = network(n=12, activation=activation, gain=0.8, form=form)
     x = rng.standard_normal((900, rnn.p))
-    monkeypatch.setattr(jacobian, "_FLOP", 1)  # asked after each 56 steps
-    answers = []
-
-    def spy(*arguments):
-        answers.append(cannot_matter(*arguments))
-        return answers[-1]
-
-    monkeypatch.setattr(jacobian, "cannot_matter", spy)
+    monkeypatch.setattr(jacobian, "_FLOP", 1)  # may ask after each 56 steps
+    answers = spied_on(monkeypatch)
     mine = bptt.state_jacobian(rnn, x, wrt=wrt).reshape(rnn.n, rnn.n, -1)
-    assert answers.count(True) == 1 or activation == "relu"  # where sums of zeros may be left, and all is added
-    monkeypatch.setattr(jacobian, "cannot_matter", lambda *arguments: False)
+    assert answers[0] < 800 or activation == "relu"  # where sums of zeros may be left, and all is added
+    assert len(answers) == 1 or activation == "relu"
+    monkeypatch.setattr(jacobian, "steps_that_matter", lambda *arguments: 900)
     whole = bptt.state_jacobian(rnn, x, wrt=wrt).reshape(mine.shape)
     assert np.all(np.abs(mine - whole) <= rounding_of_the_sum(rnn, x, wrt))
 
@@ -309,11 +318,11 @@ def test_what_is_left_out_of_a_sum_over_tokens_changes_no_bit(level, monkeypatch
     rnn = network(n=12, p=4, gain=0.8)
     tokens = np.random.default_rng(12).integers(4, size=900)
     monkeypatch.setattr(jacobian, "_FLOP", 1)
+    answers = spied_on(monkeypatch)
     mine = bptt.state_jacobian(rnn, tokens, wrt="W_I")
-    asked = []
-    monkeypatch.setattr(jacobian, "cannot_matter", lambda *arguments: asked.append(cannot_matter(*arguments)))
+    assert answers[-1] == 0
+    monkeypatch.setattr(jacobian, "steps_that_matter", lambda *arguments: 900)
     assert mine.tobytes() == bptt.state_jacobian(rnn, tokens, wrt="W_I").tobytes()
-    assert True in asked
 
 
 def test_what_vanishes_may_come_back(level):
@@ -323,12 +332,15 @@ def test_what_vanishes_may_come_back(level):
     kernel, P = _levels.kernel(), 1e-30 * rng.standard_normal((n, n))
     room = np.full(n, 2.0**-55)
     W = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    for growth, rest_matters in ((1.0, True), (0.7, True), (0.4, False), (-1.0, False)):
+    for growth, comes_back in ((1.0, True), (0.7, True), (0.4, False), (-1.0, False)):
         d = np.exp(np.repeat([growth, -0.5], 200))[:, None] * np.ones(n)  # in order of time
         v = rng.standard_normal((400, n))
         for cut in (400, 130, 1):  # into pieces
             pieces = [(d[max(0, i - cut) : i], v[max(0, i - cut) : i]) for i in range(400, 0, -cut)]
-            assert cannot_matter(P, room, W, pieces, kernel, 1) is not rest_matters
+            steps = steps_that_matter(P, room, W, pieces, kernel, 1)
+            assert steps > 390 if comes_back else steps == 0
+            before = np.prod(d[::-1].max(axis=1)[: steps - 1]) if steps else 0  # of the last step that matters
+            assert not comes_back or before * 1e-30 > 1e-4 * room[0]
 
 
 def test_a_source_that_has_not_been_met_matters_however_late(level):
@@ -340,16 +352,16 @@ def test_a_source_that_has_not_been_met_matters_however_late(level):
     own = np.ones(n)
     d = np.ones((50, n))
     tokens = rng.integers(3, size=50, dtype=np.int32)
-    assert cannot_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1)
-    assert cannot_matter(P, half_a_place(own, J), W, [(d, np.eye(4)[tokens])], kernel, 1)
+    assert steps_that_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1) == 0
+    assert steps_that_matter(P, half_a_place(own, J), W, [(d, np.eye(4)[tokens])], kernel, 1) == 0
     tokens[7] = 3
-    assert not cannot_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1)
-    assert not cannot_matter(P, half_a_place(own, J), W, [(d, np.eye(4)[tokens])], kernel, 1)
+    assert steps_that_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1) > 40
+    assert steps_that_matter(P, half_a_place(own, J), W, [(d, np.eye(4)[tokens])], kernel, 1) > 40
     J[:, :, 3] = 1
     J[2] = 0  # what a dead unit's derivative is
-    assert not cannot_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1)
+    assert steps_that_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1) > 40
     own[2] = 0
-    assert cannot_matter(P[own > 0], half_a_place(own, J), W, [(d, tokens)], kernel, 1)
+    assert steps_that_matter(P[own > 0], half_a_place(own, J), W, [(d, tokens)], kernel, 1) == 0
 
 
 def test_what_is_below_rounding_is_below_it_in_every_number(level):
@@ -376,16 +388,15 @@ def test_where_rounding_has_no_bound_a_place_of_the_sum_ends_it(level, monkeypat
     W_R = 0.85 * (np.roll(np.eye(12), 1, 0) if case == "shift" else np.linalg.qr(rng.standard_normal((12, 12)))[0])
     rnn = bptt.RNN(W_R, rng.standard_normal((12, 3)))
     x = np.eye(3)[rng.integers(3, size=2000)] if case == "one-hot" else rng.standard_normal((2000, 3))
+    if case == "one-hot":
+        x[-10:] = x[0]
     if case == "silent end":
         x[-10:] = 0
-    answers = []
     monkeypatch.setattr(jacobian, "_FLOP", 1)
-    monkeypatch.setattr(
-        jacobian, "cannot_matter", lambda *arguments: answers.append(cannot_matter(*arguments)) or answers[-1]
-    )
+    answers = spied_on(monkeypatch)
     mine = bptt.state_jacobian(rnn, x, wrt="W_I")
-    assert True in answers
-    monkeypatch.setattr(jacobian, "cannot_matter", lambda *arguments: False)
+    assert answers[-1] == 0
+    monkeypatch.setattr(jacobian, "steps_that_matter", lambda *arguments: 2000)
     assert mine.tobytes() == bptt.state_jacobian(rnn, x, wrt="W_I").tobytes()
 
 

@@ -38,7 +38,7 @@ class ChainRows {
         history_((block_steps + 1) * step_) {}
 
   // Rows begin..end of P, at most tile::max_columns.
-  bool operator()(Rows<double> P, double* J, std::int64_t begin, std::int64_t end) {
+  bool operator()(Rows<double> P, double* J, bool more, std::int64_t begin, std::int64_t end) {
     const std::int64_t rows = end - begin;
     std::copy_n(P[begin], rows * length_, at(block_steps));
     for (std::int64_t last = run_.steps; last > 0; last -= block_steps) {
@@ -46,8 +46,11 @@ class ChainRows {
       for (std::int64_t s = block_steps; s > block_steps - count; --s)
         step_back(rows, last - 1 - (block_steps - s), at(s), at(s - 1));
       if (J)
-        for (std::int64_t r = 0; r < rows; ++r)
-          add(at(block_steps - count + 1) + r * length_, last - count, count, J + (begin + r) * run_.n * run_.q);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          double* const of_row = J + (begin + r) * run_.n * run_.q;  // in the nearer cache while it is added to
+          if (!more && last == run_.steps) std::fill_n(of_row, run_.n * run_.q, 0.0);
+          add(at(block_steps - count + 1) + r * length_, last - count, count, of_row);
+        }
       std::copy_n(at(block_steps - count), rows * length_, at(block_steps));
     }
     std::copy_n(at(block_steps), rows * length_, P[begin]);
@@ -87,7 +90,7 @@ class ChainRows {
 
 }  // namespace
 
-bool jacobian_by_chain(const Run& run, Rows<double> P, double* J, int threads) {
+bool jacobian_by_chain(const Run& run, Rows<double> P, double* J, bool more, int threads) {
   const int n = run.n;
   const std::int64_t q = run.v.x ? run.q : 0, strips = row_length<double>(int(q)) / line<double>;
   const int size = team_size(threads, double(run.steps) * n * n * (n + run.q));
@@ -107,7 +110,7 @@ bool jacobian_by_chain(const Run& run, Rows<double> P, double* J, int threads) {
                          v_strips.data() + i * run.steps * line<double>);
     team.barrier();
     for (std::int64_t i = rank; i < tiles.tiles; i += team.size())
-      if (!own[std::size_t(rank)](P, J, tiles.begin(i), tiles.end(i))) all_finite = false;
+      if (!own[std::size_t(rank)](P, J, more, tiles.begin(i), tiles.end(i))) all_finite = false;
   });
   return all_finite;
 }

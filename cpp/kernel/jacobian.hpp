@@ -16,10 +16,11 @@ struct Run {
   std::int64_t q;
 };
 
-// J += sum_k P(k) (x) v_k^T over the run, from its last step back, where P(t1) is given and P(k-1) = P(k) W_R D_{k-1}.
+// The sum over a run of P(k) (x) v_k^T, from its last step back, where P(t1) is given and P(k-1) = P(k) W_R D_{k-1}:
+// added to J if it holds that over later steps, `more`, else written there.
 //   P: (n) rows, padded with zeros; P(t1) on entry, P(t0) on return;  J: (n, n, q), null without v
 // Returns whether J is finite.
-bool jacobian_by_chain(const Run& run, Rows<double> P, double* J, int threads);
+bool jacobian_by_chain(const Run& run, Rows<double> P, double* J, bool more, int threads);
 
 // J <- I (x) v_k^T + W_R D_{k-1} J over the run, from its first step on (RTRL).
 //   J: turned, so that its columns are rows, padded with zeros: (n q) rows, number a q + b the derivative by weight (a,

@@ -37,7 +37,7 @@ struct Problem {
     std::fill_n(P.data(), n * length, 0.0);
     for (int i = 0; i < n; ++i) P.data()[i * length + i] = 1;
     std::vector<double> J(std::size_t(n * n * q + 1), canary);
-    CHECK(jacobian_by_chain(run(), {P.data(), n, length}, J.data(), threads));
+    CHECK(jacobian_by_chain(run(), {P.data(), n, length}, J.data(), true, threads));
     if (product) product->assign(P.data(), P.data() + n * length);
     return J;
   }
@@ -104,7 +104,7 @@ TEST_CASE("what is not finite is found wherever it stands") {
     std::vector<double> P(std::size_t(n * length), 0.0), J(std::size_t(n * n * 3), 0.0),
         turned(std::size_t(3 * n * length), 0.0);
     for (int i = 0; i < n; ++i) P[std::size_t(i * length + i)] = 1;
-    CHECK_FALSE(jacobian_by_chain(problem.run(), {P.data(), n, length}, J.data(), 1));
+    CHECK_FALSE(jacobian_by_chain(problem.run(), {P.data(), n, length}, J.data(), false, 1));
     CHECK(jacobian_by_recursion(problem.run(), {turned.data(), 3 * n, length}, 1) == 7);
   }
 }

@@ -236,10 +236,11 @@ class Kernel(Protocol):
         d: Array,  # (L, n): the diagonals of D_{k-1}, k = t0+1 .. t1
         v: Array | None,  # (L, q): the direct derivative of h_k is I ⊗ v_k^T; or int32 (L,): tokens, v one-hot
         P: Array,  # (n, ld), 0 beyond n: P(t1) (becomes P(t0))
-        J: Array | None,  # (n, n, q): added to; None without v
+        J: Array | None,  # (n, n, q) (written, or added to); None without v
+        more: bool,  # whether J holds the sum over later steps
         threads: int,
     ) -> bool:
-        """J += sum_k P(k) ⊗ v_k^T, the last step first, P(k-1) = P(k) W_R D_{k-1}. Returns whether J is finite."""
+        """J (+)= sum_k P(k) ⊗ v_k^T, the last step first, P(k-1) = P(k) W_R D_{k-1}. Returns whether J is finite."""
         ...
 
     def jacobian_by_recursion(

@@ -9,8 +9,12 @@ from bptt.reference import one_hot
 
 
 @np.errstate(all="ignore")
-def jacobian_by_chain(W_R: Array, d: Array, v: Array | None, P: Array, J: Array | None, threads: int) -> bool:
+def jacobian_by_chain(
+    W_R: Array, d: Array, v: Array | None, P: Array, J: Array | None, more: bool, threads: int
+) -> bool:
     n = len(W_R)
+    if J is not None and not more:
+        J.fill(0)
     for k in range(len(d) - 1, -1, -1):
         if v is not None and J is not None:
             J += np.multiply.outer(P[:, :n], _source(v, k, J.shape[-1]))

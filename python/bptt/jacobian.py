@@ -19,7 +19,7 @@ from bptt._kernel import Array
 from bptt._memory import aligned, contiguous
 from bptt._progress import Progress, Tick, meter
 from bptt._progress import check as check_progress
-from bptt._rest import PROBES, cannot_matter, half_a_place, rounding
+from bptt._rest import PROBES, half_a_place, rounding, steps_that_matter
 from bptt._sweep import Sweep
 from bptt._validate import Slices, choice, memory_size
 from bptt.network import RNN
@@ -33,9 +33,9 @@ _FLOAT64 = np.dtype(np.float64)
 _FLOP = 100_000_000
 _BLOCK = 56  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
 
-#: What P(k,t) must have come down to, beside P(t,t), before it is asked whether the rest of a long sum can matter; and
-#: by how much more before it is asked again.
-_SMALL, _SMALLER = 2.0**-60, 2.0**-10
+#: What P(k,t) must have come down to, beside P(t,t), before it is asked how much of a long sum matters: once, or where
+#: the answer depends on the sum so far, later, and again each time that it has become smaller.
+_SMALL, _SMALLER, _SMALLEST = 2.0**-30, 2.0**-10, 2.0**-60
 
 
 def state_jacobian(
@@ -227,14 +227,17 @@ class _Run:
             sweep.forward(segment, (a[segment.t0 : segment.t1 + 1], h[segment.t0 + 1 : segment.t1 + 1]))
         P, own = zero_rows(n, n), np.ones(n) * self._own_slopes(h[-1], self.steps)
         P[range(n), range(n)] = own
-        J = None if self.wrt == "initial" else np.zeros((n, n, self.q))
-        finite, small, moving = True, _SMALL, own != 0
+        J = None if self.wrt == "initial" else (np.empty if self.steps else np.zeros)((n, n, self.q))
+        finite, small, moving = True, 0.0, own != 0
+        end = 0  # steps up to it do not matter
         room: Array | None = None
         for begin, d, v in self._back(a, h, self.steps, n):
-            finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, sweep.threads)
+            d, v = d[max(0, end - begin) :], None if v is None else v[max(0, end - begin) :]
+            more = begin + len(d) < self.steps
+            finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, more, sweep.threads)
             if tick:
                 tick(len(d))
-            if not P.any():  # it has underflowed, and so would all that is left
+            if begin <= end or not P.any():  # it has underflowed, and so would all that is left
                 break
             if J is None or v is None or begin < _BLOCK:
                 continue
@@ -244,11 +247,16 @@ class _Run:
             if room is None:  # by the latest steps, among which most tokens are not
                 tokens = v.ndim == 1
                 room = np.zeros(self.q) if tokens else rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
+                small = _SMALL if room.all() else _SMALLEST
             if size < small:
                 least = room if room.all() else np.maximum(room, half_a_place(own, J))
-                if cannot_matter(rows, least, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads):
+                steps = steps_that_matter(rows, least, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads)
+                if not steps:
                     break
-                small = _SMALLER * size
+                if room.all():
+                    small, end = 0.0, max(0, begin - steps)
+                else:
+                    small = _SMALLER * size
         if J is None:
             J = P[:, :n]
             finite = bool(np.isfinite(J).all())
