@@ -120,7 +120,7 @@ class Columns:
                 self.order = np.argsort(-lengths, kind="stable")
                 self._ascending = np.sort(lengths)
                 self._ends: list[int] = self._ascending.tolist()
-                self._prefix: list[int] = [0, *np.cumsum(self._ascending + 1).tolist()]
+                self._prefix = np.concatenate(([0], np.cumsum(self._ascending + 1)))
         # Steps between the places where time can be cut and no sum changes: a level's blocks, all of them alike.
         self.unit = block if block and self.order is None and not grid % block else grid
 
@@ -134,13 +134,15 @@ class Columns:
         if self.order is None:
             return self.size * t
         over = bisect_left(self._ends, t)  # sequences with length < t
-        return self._prefix[over] + t * (self.size - over)
+        return int(self._prefix[over]) + t * (self.size - over)
 
     def finals(self) -> slice | Array:
         """The row of each sequence's last step, by rank."""
         if self.order is None:
             return slice(self.size * self.steps, self.size * (self.steps + 1))
-        return np.array([self.start(length) + rank for rank, length in enumerate(reversed(self._ends))])
+        lengths = self._ascending[::-1]
+        shorter = np.searchsorted(self._ascending, lengths)
+        return self._prefix[shorter] + lengths * (self.size - shorter) + np.arange(self.size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Columns, (self.time, self.size, self.lengths, self.grid, self.unit)
