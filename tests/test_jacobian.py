@@ -400,6 +400,29 @@ def test_where_rounding_has_no_bound_a_place_of_the_sum_ends_it(level, monkeypat
     assert mine.tobytes() == bptt.state_jacobian(rnn, x, wrt="W_I").tobytes()
 
 
+def test_what_is_small_beside_numbers_as_small_still_matters(level):
+    """P(k,t) 100 steps back is e-196, and so is all of the second column's derivative."""
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((2, 2)))[0]
+    rnn = bptt.RNN(Q, [[4.0, 0.0], [4.0, 0.0]], form="preactivation")
+    tokens = np.array([1] * 6000 + [0] * 100)
+    for x in (tokens, np.eye(2)[tokens], np.eye(2)[tokens] * [1, 1e196]):
+        chain, recursion = (bptt.state_jacobian(rnn, x, wrt="W_I", method=method) for method in METHODS)
+        for column in (0, 1):
+            assert relative_error(chain[..., column], recursion[..., column]) < 1e-12
+
+
+def test_a_norm_beyond_the_range_of_its_square_is_no_warning(level):
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(2, 64, None, gain=4.0, rng=rng).replace(W_I=np.full((64, 2), 20.0))
+    x = np.zeros((575, 2))
+    x[500:] = 0.3 * rng.standard_normal((75, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bptt.state_jacobian(rnn, x, wrt="b_R", nonfinite="ignore")
+        x[-1] = np.inf
+        bptt.state_jacobian(rnn, x, wrt="b_R", nonfinite="ignore", method="recursion")
+
+
 def test_a_slope_that_comes_back_from_nearly_0_is_no_warning(level):
     rnn = bptt.RNN([[1000.0]], [[1.0]], activation="logistic")
     x = np.full((140, 1), -500.0)

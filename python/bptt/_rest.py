@@ -83,11 +83,14 @@ def steps_that_matter(
             return sys.maxsize
         logs[:, 0] = latest
         latest = logs[:, steps]
-        # the norm of P(k,t) at the most
-        norms = _MARGIN * np.sqrt(np.exp(2 * logs[:, :steps]).mean(axis=0)) + np.finfo(float).tiny
-        with np.errstate(divide="ignore", invalid="ignore"):
-            of_room = 1 / room[v] if v.ndim == 1 else np.fmax.reduce(np.abs(v) / room, axis=1, initial=0)
-        shares.append(norms * of_room[::-1])
+        # logs of P(k,t)'s norm, at the most, and of what v_k makes of the room; v_k = 0 takes none of it, even of none
+        norms = np.logaddexp.reduce(2 * logs[:, :steps]) / 2 + np.log(_MARGIN / PROBES**0.5)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            if v.ndim == 1:
+                of_room = -np.log(room[v])
+            else:
+                of_room = np.fmax.reduce(np.log(np.abs(v)) - np.log(room), axis=1, initial=-np.inf)
+            shares.append(np.fmax(np.exp(norms + of_room[::-1]), 0))
         if latest.max() < _GONE:
             break
     rest = np.cumsum(np.concatenate(shares)[::-1])

@@ -292,7 +292,8 @@ class _Run:
             turned[range(n), range(n)] = 1
 
         def result(h: Array, t: int) -> Array:
-            return (turned[:, :n] * self._own_slopes(h, t)).T.reshape(n, *self.shape)
+            with np.errstate(over="ignore", invalid="ignore"):  # said where it is found
+                return (turned[:, :n] * self._own_slopes(h, t)).T.reshape(n, *self.shape)
 
         a, h = self._rows(1), self._rows(1)
         sweep.begin(self.initial, a, h)
