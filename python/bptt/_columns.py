@@ -119,7 +119,7 @@ class Columns:
             if int(lengths.min()) < self.steps:
                 self.order = np.argsort(-lengths, kind="stable")
                 self._ascending = np.sort(lengths)
-                self._ends: list[int] = self._ascending.tolist()
+                self._ends: list[int] = self._ascending.tolist()  # a step is found in a list without NumPy's overhead
                 self._prefix = np.concatenate(([0], np.cumsum(self._ascending + 1)))
         # Steps between the places where time can be cut and no sum changes: a level's blocks, all of them alike.
         self.unit = block if block and self.order is None and not grid % block else grid
