@@ -10,7 +10,7 @@ template <class Real>
 std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int threads) {
   const int n = net.n;
   const std::int64_t length = row_length<Real>(n), panels = length / line<Real>, B = segment.counts[0];
-  const int parts = best_parts(n, mean_count(segment.steps, segment.counts));
+  const int parts = parts_of_states<Real>(n, B, mean_count(segment.steps, segment.counts));
   const Layout layout(segment.steps, segment.counts, block_columns(n, B), parts);
   PackedMatrix<Real> W_R(n, n), W_I(segment.inputs.x ? n : 0, segment.inputs.x ? net.p : 0);
   Buffer<Real> bias(length);

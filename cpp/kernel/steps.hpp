@@ -25,15 +25,24 @@ bool rows_pay(int n, std::int64_t B) {
   return (B <= 4 && bytes > (48 << 10)) || (B <= 16 && bytes > (800 << 10));
 }
 
-// Parts into which a batch is best cut, for any number of threads: two halves of the sequences share nothing but the
-// weights, so that neither waits for the other or reads what it wrote. Each has sums of its own, which must stay in a
-// near cache, and enough columns a step for a tile.
+// Sequences from which on a half of them is enough for a tile.
+inline constexpr std::int64_t worth_halving = 8;
+
+// Parts into which a batch is best cut for the gradient, for any number of threads: two halves of the sequences share
+// nothing but the weights, so that neither waits for the other or reads what it wrote. Each has sums of its own, which
+// must stay in a near cache.
 inline int best_parts(int n, std::int64_t B) {
   const bool near = std::int64_t(n) * n * std::int64_t(sizeof(double)) <= (256 << 10);
-  return near && B >= 8 ? 2 : 1;
+  return near && B >= worth_halving ? 2 : 1;
 }
 
-// Sequences there at a step of a segment, in the mean: what best_parts goes by.
+// The same for the states, which have no sums. B: the columns of the segment's first step.
+template <class Real>
+int parts_of_states(int n, std::int64_t B, std::int64_t mean) {
+  return !rows_pay<Real>(n, B) && mean >= worth_halving ? 2 : 1;
+}
+
+// Sequences there at a step of a segment, in the mean: what parts go by.
 inline std::int64_t mean_count(int steps, const std::int64_t* counts) {
   return steps ? std::accumulate(counts + 1, counts + 1 + steps, std::int64_t{0}) / steps : counts[0];
 }
@@ -129,8 +138,8 @@ class Layout {
   std::int64_t widest_ = 0;
 };
 
-// How the steps of one part of a batch are cut, for any number of threads: by columns, each thread its own sequences
-// and no waiting; or by rows of W.
+// How the steps of one part of a batch are cut, for any number of threads: by columns, each thread its own sequences,
+// side by side in memory, and no waiting; or by rows of W.
 template <class Real>
 struct Cut {
   bool by_rows;
@@ -140,7 +149,7 @@ struct Cut {
   // B: the columns of the segment's first step
   Cut(int n, std::int64_t B, const Block& block)
       : by_rows(block.whole && rows_pay<Real>(n, B)),
-        tiles(block.whole ? B : block.ranks.end - block.ranks.begin, block.whole && !by_rows ? 2 : 1),
+        tiles(block.count(block.first), block.whole && !by_rows ? 2 : 1),
         panels(row_length<Real>(n) / line<Real>) {}
 
   // Whether the time loop has work for a second thread.
@@ -153,15 +162,14 @@ class Share {
  public:
   Share(const Cut<Real>& cut, Member member)
       : tiles_(cut.tiles),
-        first_(cut.by_rows ? 0 : member.rank),
-        step_(cut.by_rows ? 1 : member.size),
+        own_(cut.by_rows ? Range{0, cut.tiles.tiles} : member.part(cut.tiles.tiles)),
         panels_(cut.by_rows ? member.part(cut.panels, PackedMatrix<Real>::group) : Range{0, cut.panels}),
         whole_(panels_.end - panels_.begin == cut.panels) {}
 
   // work(first column, last column) for each of its tiles among the first `active` columns.
   template <class Work>
   void each_tile(std::int64_t active, Work&& work) const {
-    for (std::int64_t i = first_; i < tiles_.tiles && tiles_.begin(i) < active; i += step_)
+    for (std::int64_t i = own_.begin; i < own_.end && tiles_.begin(i) < active; ++i)
       work(tiles_.begin(i), std::min(active, tiles_.end(i)));
   }
 
@@ -189,7 +197,7 @@ class Share {
 
  private:
   ColumnTiles tiles_;
-  std::int64_t first_, step_;
+  Range own_;
   Range panels_;
   bool whole_;
 };
