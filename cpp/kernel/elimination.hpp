@@ -9,11 +9,10 @@
 
 namespace bptt {
 
-// work(first, columns) for every tile of the columns that belongs to this thread. Tiles are even in number: what two
-// threads do then takes equally long.
+// work(first, columns) for every tile of the columns that belongs to this thread.
 template <class Work>
 void each_own_tile(std::int64_t columns, const Team& team, int rank, Work&& work) {
-  const ColumnTiles tiles(columns, (columns + 2 * tile::max_columns - 1) / (2 * tile::max_columns) * 2);
+  const ColumnTiles tiles = ColumnTiles::even(columns);
   for (std::int64_t i = rank; i < tiles.tiles; i += team.size()) work(tiles.begin(i), tiles.end(i) - tiles.begin(i));
 }
 

@@ -123,6 +123,10 @@ struct ColumnTiles {
   explicit ColumnTiles(std::int64_t columns, std::int64_t at_least = 1)
       : count(columns),
         tiles(std::max((columns + tile::max_columns - 1) / tile::max_columns, std::min(columns, at_least))) {}
+  // An even number of them, so that what two threads do takes equally long.
+  static ColumnTiles even(std::int64_t columns) {
+    return ColumnTiles(columns, (ColumnTiles(columns).tiles + 1) / 2 * 2);
+  }
   std::int64_t begin(std::int64_t i) const { return count * i / tiles; }
   std::int64_t end(std::int64_t i) const { return count * (i + 1) / tiles; }
 };

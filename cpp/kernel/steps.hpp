@@ -149,7 +149,8 @@ struct Cut {
   // B: the columns of the segment's first step
   Cut(int n, std::int64_t B, const Block& block)
       : by_rows(block.whole && rows_pay<Real>(n, B)),
-        tiles(block.count(block.first), block.whole && !by_rows ? 2 : 1),
+        tiles(block.whole && !by_rows ? ColumnTiles::even(block.count(block.first))
+                                      : ColumnTiles(block.count(block.first))),
         panels(row_length<Real>(n) / line<Real>) {}
 
   // Whether the time loop has work for a second thread.
