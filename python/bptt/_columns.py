@@ -19,20 +19,22 @@ from bptt._memory import contiguous
 
 _FLOAT64 = np.dtype(np.float64)
 _STEPS = 4096
-_BYTES = 4 << 20
-_FLOP = 3_000_000_000
+_BYTES = 32 << 20
+_RAGGED_BYTES = 4 << 20
+_FLOP = 30_000_000_000
 
 
 @cache
-def segment_steps(n: int, p: int, m: int, size: int, dtype: np.dtype[np.floating]) -> int:
+def segment_steps(n: int, p: int, m: int, size: int, dtype: np.dtype[np.floating], ragged: bool = False) -> int:
     """Steps of a segment: the grid on which every call over this problem works, from t = 0.
 
-    Long enough that a call into the kernel (microseconds) is lost in it, short enough that its states stay in cache
-    and Ctrl-C is heard soon. A whole number of the kernel's own blocks, unless it is shorter than one.
+    Long enough that what a call into the kernel costs (packed weights, memory of its own) is lost in it, short enough
+    that Ctrl-C is heard soon. A whole number of the kernel's own blocks, unless it is shorter than one. Of a ragged
+    batch a budget cannot keep less than a segment, so there they are shorter.
     """
     column = (2 * row_length(n, dtype.itemsize) + p + m) * dtype.itemsize
     flop = 6 * n * (n + p + m)
-    steps = min(_STEPS, _BYTES // (column * size), _FLOP // (flop * size))
+    steps = min(_STEPS, (_RAGGED_BYTES if ragged else _BYTES) // (column * size), _FLOP // (flop * size))
     block = block_steps(n, size)
     return steps // block * block or max(steps, 1)
 
