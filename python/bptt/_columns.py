@@ -20,7 +20,7 @@ from bptt._memory import contiguous
 _FLOAT64 = np.dtype(np.float64)
 _STEPS = 4096
 _BYTES = 32 << 20
-_RAGGED_BYTES = 4 << 20
+_RAGGED_BYTES = 16 << 20
 _FLOP = 30_000_000_000
 
 
