@@ -74,8 +74,8 @@ class Sweep:
         self.tokens = x.dtype.kind != "f"
         self.network = rnn._network(self.tokens)
         size = extent.size if lengths is None else present(extent.size, int(lengths.sum()), int(lengths.max()))
-        ragged = lengths is not None
-        grid = segment_steps(rnn.n, 1 if self.tokens else rnn.p, rnn.m, size, rnn.dtype, ragged)
+        p = 1 if self.tokens else rnn.p
+        grid = segment_steps(rnn.n, p, rnn.m, size, rnn.dtype, lengths is not None)
         if lengths is None:
             self.columns = equal(extent.time, extent.size, grid, rnn.n)
         else:
