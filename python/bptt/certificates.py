@@ -203,7 +203,7 @@ def bounds(rnn: RNN, most: Array, least: Array, cond_limit: float) -> Certificat
 
 
 def _expanding(M: Array, cond_limit: float) -> dict[str, Bound]:
-    rate = float(np.linalg.svd(M, compute_uv=False)[-1])
+    rate = _least_singular_value(M)
     plain = Bound(rate)
     # sigma_min(S M S^-1) = 1/‖S M^-1 S^-1‖ is at most the least |eigenvalue|: up to 1 that proves nothing
     if rate == 0 or np.abs(np.linalg.eigvals(M)).min() <= 1:
@@ -212,8 +212,8 @@ def _expanding(M: Array, cond_limit: float) -> dict[str, Bound]:
     scale = _scaled_norm(inverse, _perron_scaling(np.abs(inverse))[0], cond_limit).scale
     if scale is None:
         return {"expanding": plain, "expanding_scaled": plain}
-    scaled = float(np.linalg.svd(scale[:, None] * M / scale, compute_uv=False)[-1])
-    return {"expanding": plain, "expanding_scaled": Bound(scaled, 1 / _cond(np.log(scale)), scale)}
+    scaled = Bound(_least_singular_value(scale[:, None] * M / scale), 1 / _cond(np.log(scale)), scale)
+    return {"expanding": plain, "expanding_scaled": scaled}
 
 
 def _scaled_norm(M: Array, start: Array, cond_limit: float) -> Bound:
@@ -266,6 +266,12 @@ def _perron_scaling(A: Array) -> tuple[Array, bool]:
 
 def _spectral_norm(M: Array) -> float:
     return float(np.linalg.norm(M, 2))
+
+
+def _least_singular_value(M: Array) -> float:
+    """No more than it, whatever the rounding: of a singular matrix 0."""
+    values = np.linalg.svd(M, compute_uv=False)
+    return float(max(values[-1] - len(M) * _EPS * values[0], 0.0))
 
 
 def _radius(M: Array) -> float:
