@@ -182,20 +182,25 @@ def test_values_are_added_unit_by_unit_from_the_last(kernel, count):
 
 
 @pytest.mark.parametrize("dtypes", ["dd", "df", "ff"])
-@pytest.mark.parametrize("sizes", [(0,), (1,), (100,), (1, 1), (3, 17), (5, 0)])
+@pytest.mark.parametrize("sizes", [(0,), (1,), (100,), (30_000,), (1, 1), (3, 17), (5, 0)])
 def test_rows_are_scaled_rounded_once_and_checked(kernel, dtypes, sizes):
     source, target = map(np.dtype, dtypes)
     values = np.random.default_rng(0).standard_normal((*sizes[:-1], sizes[-1] + 3 * len(sizes) - 3)).astype(source)
     values[..., sizes[-1] :] = np.nan  # what lies between the rows is not looked at
     scaled = np.full(sizes, np.nan, target)
-    assert kernel.scale(values, 1 / 3, scaled) is True
-    assert np.array_equal(scaled, (values[..., : sizes[-1]].astype(float) * (1 / 3)).astype(target))
+    assert kernel.scale((values,), 1 / 3, scaled, 1) is True
+    wanted = (values[..., : sizes[-1]].astype(float) * (1 / 3)).astype(target)
+    assert np.array_equal(scaled, wanted)
+    for threads in (1, 2, 3):
+        assert kernel.scale((values, values), 1 / 6, scaled, threads) is True
+        assert np.array_equal(scaled, wanted)
     for wrong in (np.nan, np.inf, -np.inf, np.finfo(target).max):
         for at in {0, scaled.size // 2, scaled.size - 1} if scaled.size else ():
             spoilt = values.copy()
             spoilt[np.unravel_index(at, sizes)] = wrong
-            assert kernel.scale(spoilt, 1.25, scaled) is False
-            assert kernel.scale(spoilt, 0.5, scaled) is bool(np.isfinite(wrong))
+            assert kernel.scale((spoilt,), 1.25, scaled, 1) is False
+            assert kernel.scale((values, spoilt), 1.25, scaled, 2) is False
+            assert kernel.scale((spoilt,), 0.5, scaled, 2) is bool(np.isfinite(wrong))
 
 
 @pytest.mark.parametrize("tail", [(), (3,), (2, 5), (0,)])

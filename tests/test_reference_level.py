@@ -59,13 +59,14 @@ def packed_network(net, tokens=False, dtype=float):
     )
 
 
-def zero_sums(network, tokens=False):
+def empty_sums(network, tokens=False):
+    """Where nothing has been written yet, nan."""
     return _kernel.Sums(
-        np.zeros((N, N)),
-        np.zeros((P, N) if tokens else (N, P)),
-        None if network.W_O is None else np.zeros((M, N)),
-        None if network.b is None else np.zeros(N),
-        None if network.b_O is None else np.zeros(M),
+        np.full((N, N), np.nan),
+        np.full((P, N) if tokens else (N, P), np.nan),
+        None if network.W_O is None else np.full((M, N), np.nan),
+        None if network.b is None else np.full(N, np.nan),
+        None if network.b_O is None else np.full(M, np.nan),
     )
 
 
@@ -104,7 +105,7 @@ class Run:
 
     def backward(self, loss=-1, y=None, weights=None, d_outputs=None, d_states=None, d_final=None):
         carry = padded(np.zeros((B, N)) if d_final is None else d_final, self.dtype)
-        self.sums = zero_sums(self.network, self.tokens)
+        self.sums = empty_sums(self.network, self.tokens)
         errors, d_x, deltas = [], [], []
         for i in reversed(range(len(self.segments))):
             segment = self.segments[i]
@@ -127,6 +128,7 @@ class Run:
                 carry,
                 errors[0][:, 0] if loss != -1 else None,
                 (self.sums,),
+                i + 1 < len(self.segments),
                 d_x[0],
                 deltas[0],
                 1,
@@ -281,10 +283,10 @@ def test_the_first_column_that_is_not_finite_is_named_forward_and_the_last_backw
     d_states = np.zeros((T, B, N))
     d_states[3, 0] = np.inf
     run = Run(random_network(rng, activation="identity"), rng.normal(size=(T, B, P)), initial, cuts=(0, 6))
-    carry, sums = padded(np.zeros((B, N))), zero_sums(run.network)
+    carry, sums = padded(np.zeros((B, N))), empty_sums(run.network)
     found = level.backward(
         *(run.network, -1, run.x[0], counts_between(0, 6), run.a[0], run.h[0], None, None, None),
-        *(pack(d_states, 0, 6), carry, None, (sums,), None, None, 1),
+        *(pack(d_states, 0, 6), carry, None, (sums,), False, None, None, 1),
     )
     assert found == counts_between(0, 3)[1:-1].sum()  # column (4, 0)
 

@@ -41,6 +41,10 @@ class Spy:
 
         return call
 
+    def last(self, name):
+        """The named arguments of the last call of a function."""
+        return next(named for called, _, named in reversed(self.calls) if called == name)
+
 
 @pytest.fixture
 def spy(monkeypatch):
@@ -297,7 +301,7 @@ def test_what_lies_before_the_states_is_taken_for_the_initial_ones_only_if_it_is
     for given in (states, *others, states.clone()):
         gradients = _operator.rnn_backward(states, None, x, None, hx, W_I, W_R, given, "tanh", False, True)
         runs.append(dict(enumerate(gradients)))
-        in_place.append(np.shares_memory(spy.calls[-1][2]["a"], given.numpy()))
+        in_place.append(np.shares_memory(spy.last("backward")["a"], given.numpy()))
     assert in_place == [True, True, False, False]
     for run in runs[1:]:
         assert_same(run, runs[0], tolerance=0)
@@ -311,7 +315,7 @@ def test_threads_are_pytorchs_and_change_no_bit(spy):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             runs.append(results(mine, x))
-            assert spy.calls[-1][2]["threads"] == min(threads, _levels.resolve_threads(None))
+            assert spy.last("backward")["threads"] == min(threads, _levels.resolve_threads(None))
     finally:
         torch.set_num_threads(before)
     assert_same(*runs, tolerance=0)

@@ -11,17 +11,25 @@ double add_units(const py::array& values, std::int64_t unit, double total) {
   return bptt::add_units(data<const double>(values, "values"), values.size(), unit, total);
 }
 
-bool scale(const py::array& values, double factor, const py::array& scaled) {
+bool scale(const py::tuple& values, double factor, const py::array& scaled, int threads) {
+  if (values.empty() || values.size() > 2) throw py::value_error("values must be one or two");
+  const py::array first = values[0];
+  const py::handle second = values.size() == 2 ? py::handle(values[1]) : py::none();
   const std::int64_t n = scaled.ndim() ? scaled.shape(scaled.ndim() - 1) : 0;
-  const std::int64_t rows = n ? scaled.size() / n : 0;
-  const std::int64_t width = rows ? values.size() / rows : 0;
+  const std::int64_t rows = scaled.ndim() == 2 ? scaled.shape(0) : 1;
+  const std::int64_t width = rows ? first.size() / rows : 0;
   if (rows && width < n) throw py::value_error("values must have as many rows as scaled, none of them shorter");
   return for_dtype(scaled, [&](auto real) {
     using To = decltype(real);
     To* const to = data<To>(scaled, "scaled");
-    if (py::isinstance<py::array_t<double>>(values))
-      return bptt::scale(data<const double>(values, "values"), rows, width, factor, to, n);
-    return bptt::scale(data<const To>(values, "values"), rows, width, factor, to, n);
+    const auto scale_as = [&](auto from) {
+      using From = const decltype(from);
+      From* const one = data<From>(first, "values", rows * width);
+      From* const more = data<From>(second, "values", rows * width);
+      const py::gil_scoped_release release;
+      return bptt::scale(one, more, rows, width, factor, to, n, threads);
+    };
+    return py::isinstance<py::array_t<double>>(first) ? scale_as(double{}) : scale_as(To{});
   });
 }
 
@@ -51,7 +59,7 @@ std::int64_t find_outside(const py::array& indices, std::int64_t limit) {
 
 void bind_columns(py::module_& m) {
   m.def("add_units", &add_units, py::arg("values"), py::arg("unit"), py::arg("total"));
-  m.def("scale", &scale, py::arg("values"), py::arg("factor"), py::arg("scaled"));
+  m.def("scale", &scale, py::arg("values"), py::arg("factor"), py::arg("scaled"), py::arg("threads"));
   m.def("pick", &pick, py::arg("block"), py::arg("order"), py::arg("counts"), py::arg("columns"), py::arg("threads"));
   m.def("find_outside", &find_outside, py::arg("indices"), py::arg("limit"));
 }

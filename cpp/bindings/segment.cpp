@@ -110,7 +110,7 @@ void direct(const py::tuple& net, int loss, const Array& a, const Optional& h, c
 std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::array_t<std::int64_t>& counts,
                       const Array& a, const Optional& h, const Optional& y, const Optional& weights,
                       const Optional& d_outputs, const Optional& d_states, const Array& carry, const Optional& errors,
-                      const py::tuple& sums, const Optional& d_x, const Optional& delta, int threads) {
+                      const py::tuple& sums, bool more, const Optional& d_x, const Optional& delta, int threads) {
   return for_dtype(a, [&](auto real) {
     using Real = decltype(real);
     const auto n = network<Real>(net, &x);
@@ -131,6 +131,7 @@ std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::
                               rows<Real>(carry, "carry", n.n, carry.shape(0)),
                               data<double>(errors, "errors", C),
                               std::move(parts),
+                              more,
                               data<Real>(d_x, "d_x", C * n.p),
                               rows<Real>(delta, "delta", n.n, C)};
     if (carry.shape(0) < counts.data()[1]) throw py::value_error("carry must hold a row for every column");
@@ -148,7 +149,7 @@ void bind_segment(py::module_& m) {
   m.def("direct", &direct, "network"_a, "loss"_a, "a"_a, "h"_a, "y"_a, "weights"_a, "errors"_a, "g"_a, "threads"_a);
   m.def("best_parts", &bptt::best_parts, "n"_a, "size"_a);
   m.def("backward", &backward, "network"_a, "loss"_a, "x"_a, "counts"_a, "a"_a, "h"_a, "y"_a, "weights"_a,
-        "d_outputs"_a, "d_states"_a, "carry"_a, "errors"_a, "sums"_a, "d_x"_a, "delta"_a, "threads"_a);
+        "d_outputs"_a, "d_states"_a, "carry"_a, "errors"_a, "sums"_a, "more"_a, "d_x"_a, "delta"_a, "threads"_a);
 }
 
 }  // namespace bptt::bindings

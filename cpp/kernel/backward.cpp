@@ -51,6 +51,7 @@ class BackwardPass {
     const Sums& sums;
     Rows<Real> d, d_h;
     std::atomic<bool>& has_errors;
+    bool fresh;  // whether it is the first to come to them, and nothing stands in W_R's
   };
 
   Work work(int k, int part) {
@@ -61,7 +62,8 @@ class BackwardPass {
             task_.sums[std::size_t(part)],
             {stage.delta.data(), block.width, length_},
             {stage.by_h.data(), block.width, length_},
-            has_errors_[std::size_t(k * parts_ + part)]};
+            has_errors_[std::size_t(k * parts_ + part)],
+            !task_.more && k + 1 == layout_.blocks()};
   }
   // A team pays for the whole pass, and where its threads can only take turns with blocks, for a block.
   int useful_threads(int threads) const {
@@ -69,6 +71,7 @@ class BackwardPass {
     if (!divisible_ && double(layout_.widest()) * of_column < worth_a_meeting) return 1;
     return team_size(threads, double(layout_.total()) * of_column);
   }
+  void clear_sums(Member member);
   void prepare(const Work& work, Member member);
   void direct_part(const Work& work, Member member);
   void pack_strips(const Work& work, Member member);
@@ -152,6 +155,7 @@ std::int64_t BackwardPass<Real>::run() {
     if (rank == 0) crew.split(all);
     W_R_turned_.pack(net_.W_R, 1, net_.n, member.part(panels_));
     if (task_.d_x) W_I_turned_.pack(net_.W_I, 1, net_.p, member.part(W_I_turned_.panels()));
+    if (!task_.more) clear_sums(member);
     const int blocks = layout_.blocks();
     if (pipelined_ && all.size() > 1) {
       const Member alone{0, 1, rank}, other{rank - 1, all.size() - 1, rank};
@@ -182,6 +186,24 @@ std::int64_t BackwardPass<Real>::run() {
     }
   });
   return bad_;
+}
+
+// All but W_R's, which their first block writes.
+template <class Real>
+void BackwardPass<Real>::clear_sums(Member member) {
+  const std::int64_t n = net_.n;
+  for (std::size_t i = 0; i < task_.sums.size(); ++i) {
+    const auto [W_R, W_I, W_O, b, b_O] = task_.sums[i];
+    const auto clear = [&](double* sums, std::int64_t count) {
+      const Range own = member.part(count, line<double>);
+      if (sums) std::fill(sums + own.begin, sums + own.end, 0.0);
+    };
+    if (int(i) >= parts_ || !layout_.blocks()) clear(W_R, n * n);
+    clear(W_I, n * net_.p);
+    clear(W_O, n * net_.m);
+    clear(b, n);
+    clear(b_O, net_.m);
+  }
 }
 
 template <class Real>
@@ -363,7 +385,7 @@ void BackwardPass<Real>::add_sums(const Work& work, Member member) {
   for (std::int64_t i = own.begin; i < own.end; ++i)
     if (i < heights(n))
       add(work.d.data, length_, i, n, [&](const Real* u, std::int64_t step, std::int64_t strip) {
-        outer_sum(u, step, strip, a, width, Sum{work.sums.W_R, n, n, n});
+        outer_sum(u, step, strip, a, width, Sum{work.sums.W_R, n, n, n, work.fresh});
         if (stage.x_strips) outer_sum(u, step, strip, x, width, Sum{work.sums.W_I, p, n, p});
       });
     else

@@ -32,26 +32,39 @@ inline double add_units(const double* values, std::int64_t count, std::int64_t u
   return total;
 }
 
-// Writes the first n numbers of each row times the factor, rounded once. Returns whether all of them are finite.
+// A byte from afar takes as long as so many multiply-adds.
+inline constexpr double adds_of_a_byte = 8;
+
+// Writes the first n numbers of each row, more's added where there is more, times the factor, rounded once. Returns
+// whether all of them are finite.
 template <class From, class To>
-bool scale(const From* values, std::int64_t rows, std::int64_t width, double factor, To* scaled, std::int64_t n) {
-  bool finite = true;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t i = 0; i < n; ++i) {
-      const To product = To(double(values[r * width + i]) * factor);
-      scaled[r * n + i] = product;
-      finite &= std::abs(product) <= std::numeric_limits<To>::max();
-    }
-  return finite;
+bool scale(const From* values, const From* more, std::int64_t rows, std::int64_t width, double factor, To* scaled,
+           std::int64_t n, int threads) {
+  std::atomic<bool> all_finite = true;
+  const double bytes = double(rows * n) * double(sizeof(From) * (more ? 2 : 1) + sizeof(To));
+  Team::run(team_size(threads, adds_of_a_byte * bytes), [&](const Team& team, int rank) {
+    const Range own = part(n, line<To>, rank, team.size());
+    bool finite = true;
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t i = own.begin; i < own.end; ++i) {
+        From value = values[r * width + i];
+        if (more) value += more[r * width + i];
+        const To product = To(double(value) * factor);
+        scaled[r * n + i] = product;
+        finite &= std::abs(product) <= std::numeric_limits<To>::max();
+      }
+    if (!finite) all_finite = false;
+  });
+  return all_finite;
 }
 
 // Of a block (steps, B) of items of `size` bytes: those of step s's first counts[s] sequences in this order, step by
-// step. A byte from afar takes as long as eight multiply-adds.
+// step.
 inline void pick(const std::byte* block, std::int64_t steps, std::int64_t B, const std::int64_t* order,
                  const std::int64_t* counts, std::size_t size, std::byte* to, int threads) {
   const auto pick_each = [&](auto known) {  // a size known beforehand is copied without a call
     const std::size_t bytes = known ? std::size_t{known} : size;
-    Team::run(team_size(threads, 8.0 * double(steps * B) * double(bytes)), [&](const Team& team, int rank) {
+    Team::run(team_size(threads, adds_of_a_byte * double(steps * B) * double(bytes)), [&](const Team& team, int rank) {
       const Range own = part(steps, 1, rank, team.size());
       std::byte* end = to + std::accumulate(counts, counts + own.begin, std::int64_t{0}) * std::int64_t(bytes);
       for (std::int64_t s = own.begin; s < own.end; ++s)

@@ -47,9 +47,8 @@ class ChainRows {
         step_back(rows, last - 1 - (block_steps - s), at(s), at(s - 1));
       if (J)
         for (std::int64_t r = 0; r < rows; ++r) {
-          double* const of_row = J + (begin + r) * run_.n * run_.q;  // in the nearer cache while it is added to
-          if (!more && last == run_.steps) std::fill_n(of_row, run_.n * run_.q, 0.0);
-          add(at(block_steps - count + 1) + r * length_, last - count, count, of_row);
+          double* const of_row = J + (begin + r) * run_.n * run_.q;
+          add(at(block_steps - count + 1) + r * length_, last - count, count, of_row, !more && last == run_.steps);
         }
       std::copy_n(at(block_steps - count), rows * length_, at(block_steps));
     }
@@ -68,17 +67,18 @@ class ChainRows {
       for (int i = 0; i < run_.n; ++i) to[i] *= d[i];
   }
 
-  // J(a, b) += sum over the block's steps of p(a) v(b), for one row p of P and its rows J of the result.
-  void add(const double* p, std::int64_t first, std::int64_t count, double* J) const {
+  // J(a, b) (+)= sum over the block's steps of p(a) v(b), for one row p of P and its rows J of the result.
+  void add(const double* p, std::int64_t first, std::int64_t count, double* J, bool fresh) const {
     const std::int64_t q = run_.q;
     if (run_.v.tokens) {
+      if (fresh) std::fill_n(J, run_.n * q, 0.0);
       for (std::int64_t s = count; s-- > 0;)
         for (int a = 0; a < run_.n; ++a) J[a * q + run_.v.tokens[first + s]] += p[s * step_ + a];
       return;
     }
     const Strips<double> v{v_strips_.data() + first * line<double>, run_.steps * line<double>, line<double>};
     for (std::int64_t strip = 0; strip * tile::outer_height < run_.n; ++strip)
-      outer_sum(p + strip * tile::outer_height, step_, strip, v, count, Sum{J, q, run_.n, q});
+      outer_sum(p + strip * tile::outer_height, step_, strip, v, count, Sum{J, q, run_.n, q, fresh});
   }
 
   const Run& run_;

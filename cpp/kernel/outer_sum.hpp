@@ -1,7 +1,7 @@
 // Sums of outer products over a block of columns: S(i, k) += sum_j u_j[i] v_j[k], the shape of every weight's gradient.
 //
 // The block's columns come as narrow strips, so that both operands stream through the nearest cache. A tile sums its
-// columns in registers, in order, in the precision of the operands, and adds to S in float64.
+// columns in registers, in order, in the precision of the operands, and adds to S in float64, or writes it.
 #pragma once
 
 #include <limits>
@@ -28,6 +28,7 @@ struct Sum {
   double* data;
   std::int64_t u_step;
   std::int64_t u_count, v_count;
+  bool fresh = false;  // whether what stands there is none of it
 };
 
 namespace tile {
@@ -65,7 +66,10 @@ void outer_sum(const Real* u, std::int64_t u_step, Strips<Real> v, std::int64_t 
   const std::int64_t width = std::min<std::int64_t>(P * line<Real>, sum.v_count - k0);
   for (int i = 0; i < N; ++i) {
     double* to = sum.data + (i0 + i) * sum.u_step + k0;
-    for (std::int64_t k = 0; k < width; ++k) to[k] += double(flat[i][k]);
+    if (sum.fresh)
+      for (std::int64_t k = 0; k < width; ++k) to[k] = double(flat[i][k]);
+    else
+      for (std::int64_t k = 0; k < width; ++k) to[k] += double(flat[i][k]);
   }
 }
 

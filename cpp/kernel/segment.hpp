@@ -17,7 +17,7 @@ struct Segment {
   Rows<Real> h;                // (C) pre-activations; absent where nothing reads them
 };
 
-// Accumulators of the gradient, row-major, added to; null where not wanted. No two may overlap.
+// Accumulators of the gradient, row-major; null where not wanted. No two may overlap.
 struct Sums {
   double* W_R;  // (n, n)
   double* W_I;  // (n, p); for tokens its transpose, (p, n)
@@ -37,6 +37,7 @@ struct Backward {
                            //         of the others; out: the first counts[1] rows become dE/da_t0
   double* errors;          // (C) w_t E_t, written; for a loss of one's own
   std::vector<Sums> sums;  // one, or one for each half of the batch
+  bool more;               // whether they hold the sums over later steps, to be added to
   Real* d_x;               // (C, p) dE/dx_t, written; null: not wanted
   Rows<Real> delta;        // (C) delta_t = dE/dh_t, written; absent: not wanted
 };
@@ -56,7 +57,7 @@ template <class Real>
 void direct(const Network<Real>& net, Loss loss, Rows<const Real> a, Rows<const Real> h, const Targets<Real>& targets,
             double* errors, Rows<Real> g, int threads);
 
-// Adds the gradient. Returns the last column where delta is not finite, or -1.
+// Writes the gradient, or adds it. Returns the last column where delta is not finite, or -1.
 template <class Real>
 std::int64_t backward(const Network<Real>& net, const Segment<Real>& segment, const Backward<Real>& task, int threads);
 

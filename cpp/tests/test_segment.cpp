@@ -81,9 +81,9 @@ struct Case {
     };
     std::vector<Part> sums;
     std::vector<Sums> views;
+    const auto unwritten = [](std::int64_t size) { return std::vector<double>(std::size_t(size), 1e3); };
     for (int i = 0; i < parts; ++i)
-      sums.push_back({std::vector<double>(std::size_t(n) * n), std::vector<double>(std::size_t(n) * p),
-                      std::vector<double>(std::size_t(n) * m), std::vector<double>(n), std::vector<double>(m)});
+      sums.push_back({unwritten(n * n), unwritten(n * p), unwritten(n * m), unwritten(n), unwritten(m)});
     for (Part& of : sums)
       views.push_back({of.dW_R.data(), of.dW_I.data(), of.dW_O.data(), of.db.data(), of.db_O.data()});
     std::vector<double> errors(C);
@@ -95,6 +95,7 @@ struct Case {
                               {carry.data(), B, length},
                               errors.data(),
                               views,
+                              false,
                               d_x.data(),
                               {delta.data(), C, length}};
     CHECK(backward(net, segment, task, threads) == -1);

@@ -27,7 +27,7 @@ class Adjoint:
         Of the storage.
     """
 
-    __slots__ = ("_carry", "_columns", "_d_x", "_flat", "_parts", "_same_order", "_sums", "nbytes", "value")
+    __slots__ = ("_carry", "_columns", "_d_x", "_flat", "_more", "_parts", "_same_order", "_sums", "nbytes", "value")
 
     def __init__(self, columns: Columns, rnn: RNN, *, tokens: bool) -> None:
         n, p, m = rnn.n, rnn.p, rnn.m
@@ -40,7 +40,7 @@ class Adjoint:
         shapes += [(n,) if b_R or b_I else None, (m,) if b_O else None]
         stops = np.cumsum([0 if shape is None else math.prod(shape) for shape in shapes]).tolist()
         parts = _levels.kernel().best_parts(n, columns.size)
-        # One array for all sums of a part: cleared, scaled and rounded as one.
+        # One array for all sums of a part: scaled and rounded as one.
         self._flat: Array = np.empty((parts, stops[-1]))
         sums: list[list[Any]] = [
             [
@@ -55,7 +55,7 @@ class Adjoint:
     def begin(self, sweep: Sweep, d_final: Array | None, wrt_inputs: bool) -> None:
         """At the end of time, with nothing gathered."""
         self.value = 0.0
-        self._flat.fill(0)
+        self._more = False
         self._carry.fill(0)
         if d_final is not None:
             self._carry[:, : sweep.rnn.n] = self._columns.sort(d_final)
@@ -69,25 +69,24 @@ class Adjoint:
         d_x = self._d_x
         if d_x is not None:
             d_x = d_x[segment.first - self._columns.size : segment.end - self._columns.size]
-        sweep.backward(segment, window, pull, self._carry, self._sums, d_x)
+        sweep.backward(segment, window, pull, self._carry, self._sums, self._more, d_x)
+        self._more = True
         if pull.errors is not None:
             self.value = self._columns.add(self.value, pull.errors)
 
     def gradients(self, sweep: Sweep, factor: float, h_0: Array | None, final: Array | None = None) -> Gradients:
         """The gradient times ``factor``; h_0 by rank is needed in form "preactivation"."""
         columns, dtype = self._columns, self._carry.dtype
-        total = self._flat[0]
-        for part in self._flat[1:]:
-            with np.errstate(over="ignore", invalid="ignore"):  # heard of below
-                total += part
-        flat = total if self._same_order else self._in_order(sweep)
-        vector: Array = np.empty(len(flat), dtype)
-        if not sweep.kernel.scale(flat, factor, vector):
+        if not self._more:
+            self._flat.fill(0)
+        parts = tuple(self._flat) if self._same_order else self._in_order(sweep)
+        vector: Array = np.empty(len(parts[0]), dtype)
+        if not sweep.kernel.scale(parts, factor, vector, sweep.threads):
             sweep._not_finite("the gradient of the weights is not finite")
         if h_0 is not None:
             self._through_first_state(sweep, h_0)
         initial: Array = np.empty((columns.size, sweep.rnn.n), dtype)
-        sweep.kernel.scale(self._carry, factor, initial)
+        sweep.kernel.scale((self._carry,), factor, initial, sweep.threads)
         if columns.order is not None:
             initial = columns.unsort(initial)
             final = None if final is None else columns.unsort(final)
@@ -101,12 +100,14 @@ class Adjoint:
             final = None if final is None else final[0]
         return Gradients(vector, self._parts, initial, d_x, final)
 
-    def _in_order(self, sweep: Sweep) -> Array:
+    def _in_order(self, sweep: Sweep) -> tuple[Array, ...]:
         """The sums in the order of `RNN.ravel`: W_I by rows, the kernel's one bias for two where there are both."""
-        W_R, W_I, W_O, b, b_O = self._sums[0]
         both = "b_R" in self._parts and "b_I" in self._parts
-        arrays = [W_R, W_I.T if sweep.tokens else W_I, W_O, b, b if both else None, b_O]
-        return np.concatenate([array.ravel() for array in arrays if array is not None])
+        parts = []
+        for W_R, W_I, W_O, b, b_O in self._sums:
+            arrays = [W_R, W_I.T if sweep.tokens else W_I, W_O, b, b if both else None, b_O]
+            parts.append(np.concatenate([array.ravel() for array in arrays if array is not None]))
+        return tuple(parts)
 
     def _through_first_state(self, sweep: Sweep, h_0: Array) -> None:
         """From dE/da_0 to dE/dh_0; of a sequence without a step, dE/dh_0 is what came for its final state."""

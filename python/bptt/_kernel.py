@@ -150,7 +150,9 @@ class Kernel(Protocol):
         #                for the others dE/d(their final state, the form's own).
         #                The first counts[1] rows become dE/da_t0
         errors: Array | None,  # float64 (C,) (written): w_t E_t, where loss is not -1
-        sums: tuple[Sums, ...],  # added to: the gradient is the sum of one, or of one for each half of the batch
+        sums: tuple[Sums, ...],  # (written, or added to): the gradient is the sum of one, or of one for each half of
+        #                          the batch
+        more: bool,  # whether they hold the sums over later steps
         d_x: Array | None,  # (C, p) (written): dE/dx_t
         delta: Array | None,  # (C, ld) (written): delta_t = dE/dh_t
         threads: int,
@@ -169,11 +171,12 @@ class Kernel(Protocol):
 
     def scale(
         self,
-        values: Array,  # (R, w), or (w,): float64, or the dtype of `scaled`
+        values: tuple[Array, ...],  # one or two (R, w), or (w,): float64, or the dtype of `scaled`
         factor: float,
-        scaled: Array,  # (R, n), n <= w, or (n,) (written): of each row the first n numbers, times the factor
+        scaled: Array,  # (R, n), n <= w, or (n,) (written): of each row the first n numbers
+        threads: int,
     ) -> bool:
-        """A product, rounded once. Returns whether all that was written is finite."""
+        """The values, added, times the factor, rounded once. Returns whether all that was written is finite."""
         ...
 
     def pick(

@@ -87,6 +87,7 @@ def backward(
     carry: Array,
     errors: Array | None,
     sums: tuple[Sums, ...],
+    more: bool,
     d_x: Array | None,
     delta: Array | None,
     threads: int,
@@ -97,6 +98,9 @@ def backward(
     own = D if net.form == "activation" else np.ones_like(D)
     deltas = np.zeros_like(D)  # of g_t until its step comes
     total = sums[0]
+    if not more:
+        for array in (array for part in sums for array in part if array is not None):
+            array.fill(0)
 
     if loss != -1 or d_outputs is not None:
         r = _readout_states(net, a_t, h)
@@ -149,8 +153,8 @@ def add_units(values: Array, unit: int, total: float) -> float:
 
 
 @np.errstate(all="ignore")
-def scale(values: Array, factor: float, scaled: Array) -> bool:
-    scaled[...] = values[..., : scaled.shape[-1]].astype(float) * factor
+def scale(values: tuple[Array, ...], factor: float, scaled: Array, threads: int) -> bool:
+    scaled[...] = np.sum(values, axis=0)[..., : scaled.shape[-1]].astype(float) * factor
     return bool(np.isfinite(scaled).all())
 
 

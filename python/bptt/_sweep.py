@@ -113,7 +113,14 @@ class Sweep:
             self._not_finite(f"the state is not finite: first {place(segment, column)}")
 
     def backward(
-        self, segment: Segment, window: Window, pull: Pull, carry: Array, sums: tuple[Sums, ...], d_x: Array | None
+        self,
+        segment: Segment,
+        window: Window,
+        pull: Pull,
+        carry: Array,
+        sums: tuple[Sums, ...],
+        more: bool,
+        d_x: Array | None,
     ) -> None:
         a, h = window
         column = self.kernel.backward(
@@ -130,6 +137,7 @@ class Sweep:
             carry,
             None if pull.loss < 0 else pull.errors,
             sums,
+            more,
             d_x,
             None,
             self.threads,

@@ -102,12 +102,14 @@ def _backward(
             carry=carry,
             errors=None,
             sums=of_parts,
+            more=segment is not batch.segments[-1],
             d_x=None if d_x is None else d_x[first - size : end - size],
             delta=None,
             threads=threads,
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        totals = [contiguous(sums.sum(0), dtype) for sums in (d_W_I, d_W_R, d_b)]
+    totals = [np.empty(sums.shape[1:], dtype) for sums in (d_W_I, d_W_R, d_b)]
+    for sums, total in zip((d_W_I, d_W_R, d_b), totals, strict=True):
+        kernel.scale(tuple(sums), 1.0, total, threads)
     return (
         x.new_empty(0) if d_x is None else batch.tensor(d_x, 0, p),  # an operator returns tensors and nothing else
         torch.from_numpy(carry[:, :n]),
