@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,7 +22,13 @@ _UNIT = float(np.finfo(float).eps) / 2
 _HALF_PLACE = 2.0**-55  # of a number: adding less leaves it as it is
 _LEAST_SLOPE = 2.0**-512  # that a factor may have; larger slopes only make the norms larger
 _GONE = -760.0  # the log of a norm at which every number of P is 0 in float64, and stays 0
-_LATEST = 3  # steps whose rounding is asked for; that of more would not be much larger
+_LATEST = 5  # steps whose rounding is asked for; that of more would not be much larger
+
+
+@lru_cache(8)
+def _combinations(n: int) -> Array:
+    """g of n rows, the same at every call."""
+    return np.random.default_rng(0).standard_normal((PROBES, n))
 
 
 def rounding(own: Array, W: Array, d: Array, v: Array, kernel: Kernel, threads: int) -> Array:
@@ -35,15 +42,19 @@ def rounding(own: Array, W: Array, d: Array, v: Array, kernel: Kernel, threads: 
     0 are left out: they stay 0.
     """
     n, alive = len(own), own != 0
+    some = slice(None) if alive.all() else alive
     P = zero_rows(n, n)
-    P[range(n), range(n)] = alive
     latest = range(len(d) - 1, max(0, len(d) - 1 - _LATEST), -1)
     least = np.zeros((len(latest), n))
     W_moduli = np.abs(W)
     for j, k in enumerate(latest):
+        if not j:  # P(t,t) is diagonal
+            P[:, :n] = W * d[k]
+            least[j] = np.abs(P[some, :n]).min(axis=0, initial=np.inf)
+            continue
         moduli = np.abs(P)  # moved on by the kernel: the threads of another library would go on spinning beside its own
         kernel.jacobian_by_chain(W_moduli, d[k : k + 1], None, moduli, None, False, threads)
-        least[j] = moduli[alive, :n].min(axis=0, initial=np.inf)
+        least[j] = moduli[some, :n].min(axis=0, initial=np.inf)
         if j + 1 < len(latest):
             kernel.jacobian_by_chain(W, d[k : k + 1], None, P, None, False, threads)
     room: Array = np.einsum("ka,kb->ab", least, np.abs(v[[k - 1 for k in latest]])).min(axis=0)
@@ -68,15 +79,16 @@ def steps_that_matter(
     n = P.shape[1]
     exponent = int(np.frexp(np.abs(P).max())[1])
     rows, exponents = zero_rows(PROBES, n), np.full(PROBES, exponent, np.int64)
-    g = np.random.default_rng(0).standard_normal((PROBES, len(P)))
-    rows[:, :n] = np.einsum("gi,ij->gj", g, np.ldexp(P, -exponent))
+    rows[:, :n] = np.einsum("gi,ij->gj", _combinations(len(P)), np.ldexp(P, -exponent))
     latest = np.log(np.linalg.norm(rows, axis=1)) + exponent * np.log(2.0)
 
     shares: list[Array] = []  # of the room, the latest step first
     for d, v in pieces:
         steps = len(d)
         slopes = zero_rows(steps, n)
-        slopes[:, :n] = np.where(d > 0, np.maximum(d, _LEAST_SLOPE), 0)
+        slopes[:, :n] = d
+        if d.min() < _LEAST_SLOPE:
+            slopes[:, :n] = np.where(d > 0, np.maximum(d, _LEAST_SLOPE), 0)
         logs = np.empty((PROBES, steps + 1))
         bundles = Bundles(np.full(PROBES, steps), steps + 1, rows, exponents)
         if kernel.advance(Factors(W, slopes, None, 0), bundles, logs, None, None, threads) >= 0:
@@ -84,12 +96,13 @@ def steps_that_matter(
         logs[:, 0] = latest
         latest = logs[:, steps]
         # logs of P(k,t)'s norm, at the most, and of what v_k makes of the room; v_k = 0 takes none of it, even of none
-        norms = np.logaddexp.reduce(2 * logs[:, :steps]) / 2 + np.log(_MARGIN / PROBES**0.5)
+        most = logs[:, :steps].max(axis=0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            norms = most + np.log(_MARGIN * np.sqrt(np.square(np.exp(logs[:, :steps] - most)).mean(axis=0)))
             if v.ndim == 1:
                 of_room = -np.log(room[v])
             else:
-                of_room = np.fmax.reduce(np.log(np.abs(v)) - np.log(room), axis=1, initial=-np.inf)
+                of_room = np.log(np.fmax.reduce(np.abs(v) / room, axis=1, initial=0))
             shares.append(np.fmax(np.exp(norms + of_room[::-1]), 0))
         if latest.max() < _GONE:
             break

@@ -226,9 +226,10 @@ class _Run:
         for segment in sweep.columns.segments():
             sweep.forward(segment, (a[segment.t0 : segment.t1 + 1], h[segment.t0 + 1 : segment.t1 + 1]))
         P, own = zero_rows(n, n), np.ones(n) * self._own_slopes(h[-1], self.steps)
-        P[range(n), range(n)] = own
+        np.fill_diagonal(P, own)
         J = None if self.wrt == "initial" else (np.empty if self.steps else np.zeros)((n, n, self.q))
-        finite, small, moving = True, 0.0, own != 0
+        finite, small = True, 0.0
+        moving = slice(None) if own.all() else own != 0
         end = 0  # steps up to it do not matter
         room: Array | None = None
         for begin, d, v in self._back(a, h, self.steps, n):
@@ -237,7 +238,7 @@ class _Run:
             finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, more, sweep.threads)
             if tick:
                 tick(len(d))
-            if begin <= end or not P.any():  # it has underflowed, and so would all that is left
+            if begin <= end or not np.abs(P).max():  # it has underflowed, and so would all that is left
                 break
             if J is None or v is None or begin < _BLOCK:
                 continue
