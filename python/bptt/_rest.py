@@ -99,10 +99,7 @@ def steps_that_matter(
         most = logs[:, :steps].max(axis=0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             norms = most + np.log(_MARGIN * np.sqrt(np.square(np.exp(logs[:, :steps] - most)).mean(axis=0)))
-            if v.ndim == 1:
-                of_room = -np.log(room[v])
-            else:
-                of_room = np.log(np.fmax.reduce(np.abs(v) / room, axis=1, initial=0))
+            of_room = -np.log(room[v]) if v.ndim == 1 else np.log(np.fmax.reduce(np.abs(v) / room, axis=1, initial=0))
             shares.append(np.fmax(np.exp(norms + of_room[::-1]), 0))
         if latest.max() < _GONE:
             break
