@@ -79,7 +79,7 @@ class Adjoint:
         columns, dtype = self._columns, self._carry.dtype
         if not self._more:
             self._flat.fill(0)
-        parts = tuple(self._flat) if self._same_order else self._in_order(sweep)
+        parts = tuple(self._flat) if self._same_order else (self._in_order(sweep),)
         vector: Array = np.empty(len(parts[0]), dtype)
         if not sweep.kernel.scale(parts, factor, vector, sweep.threads):
             sweep._not_finite("the gradient of the weights is not finite")
@@ -100,14 +100,16 @@ class Adjoint:
             final = None if final is None else final[0]
         return Gradients(vector, self._parts, initial, d_x, final)
 
-    def _in_order(self, sweep: Sweep) -> tuple[Array, ...]:
+    def _in_order(self, sweep: Sweep) -> Array:
         """The sums in the order of `RNN.ravel`: W_I by rows, the kernel's one bias for two where there are both."""
+        total = self._flat[0]
+        for part in self._flat[1:]:
+            with np.errstate(over="ignore", invalid="ignore"):  # heard of when they are scaled
+                total += part
+        W_R, W_I, W_O, b, b_O = self._sums[0]
         both = "b_R" in self._parts and "b_I" in self._parts
-        parts = []
-        for W_R, W_I, W_O, b, b_O in self._sums:
-            arrays = [W_R, W_I.T if sweep.tokens else W_I, W_O, b, b if both else None, b_O]
-            parts.append(np.concatenate([array.ravel() for array in arrays if array is not None]))
-        return tuple(parts)
+        arrays = [W_R, W_I.T if sweep.tokens else W_I, W_O, b, b if both else None, b_O]
+        return np.concatenate([array.ravel() for array in arrays if array is not None])
 
     def _through_first_state(self, sweep: Sweep, h_0: Array) -> None:
         """From dE/da_0 to dE/dh_0; of a sequence without a step, dE/dh_0 is what came for its final state."""

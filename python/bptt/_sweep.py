@@ -57,7 +57,19 @@ class Source(Protocol):
 class Sweep:
     """What the segments of one call share. Each works on a window of states, wherever that lies."""
 
-    __slots__ = ("axes", "columns", "kernel", "network", "nonfinite", "rnn", "threads", "tokens", "warning", "x")
+    __slots__ = (
+        "_latest",
+        "axes",
+        "columns",
+        "kernel",
+        "network",
+        "nonfinite",
+        "rnn",
+        "threads",
+        "tokens",
+        "warning",
+        "x",
+    )
 
     def __init__(
         self,
@@ -84,8 +96,16 @@ class Sweep:
             self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", rnn.p)
         else:
             self.x = Stream("x", x, extent.axes, self.columns, rnn.dtype, self.threads)
+        self._latest: tuple[Segment, Array] | None = None
         self.nonfinite = nonfinite
         self.warning = ""  # to be given at the end of the call
+
+    def inputs(self, segment: Segment) -> Array:
+        """x_t0+1 .. x_t1 (C, p). The way back begins with the segment that the way forth ended with."""
+        if self._latest is None or self._latest[0] is not segment:
+            self._latest = None  # not two of them at a time
+            self._latest = segment, self.x.read(segment)
+        return self._latest[1]
 
     def begin(self, initial: Array | None, a: Array, h: Array | None) -> None:
         """Fill in the rows of t = 0; h is needed in form "preactivation"."""
@@ -108,7 +128,7 @@ class Sweep:
 
     def forward(self, segment: Segment, window: Window) -> None:
         a, h = window
-        column = self.kernel.forward(self.network, self.x.read(segment), segment.counts, a, h, self.threads)
+        column = self.kernel.forward(self.network, self.inputs(segment), segment.counts, a, h, self.threads)
         if column >= 0:
             self._not_finite(f"the state is not finite: first {place(segment, column)}")
 
@@ -126,7 +146,7 @@ class Sweep:
         column = self.kernel.backward(
             self.network,
             pull.loss,
-            self.x.read(segment),
+            self.inputs(segment),
             segment.counts,
             a,
             h if self.rnn.readout == "preactivation" else None,

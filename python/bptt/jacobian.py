@@ -339,6 +339,6 @@ class _Run:
         if self.wrt == "W_R":
             return a[:, : self.n].astype(np.float64)
         if self.wrt == "W_I":
-            x = self.sweep.x.read(segment)
+            x = self.sweep.inputs(segment)
             return x if self.sweep.tokens else contiguous(x, _FLOAT64)
         return np.ones((len(a), 1)) if self.wrt == "b_R" else None
