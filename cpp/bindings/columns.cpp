@@ -11,10 +11,10 @@ double add_units(const py::array& values, std::int64_t unit, double total) {
   return bptt::add_units(data<const double>(values, "values"), values.size(), unit, total);
 }
 
-bool scale(const py::tuple& values, double factor, const py::array& scaled, int threads) {
-  if (values.empty() || values.size() > 2) throw py::value_error("values must be one or two");
+bool scale(const py::sequence& values, double factor, const py::array& scaled, int threads) {
+  if (values.size() < 1 || values.size() > 2) throw py::value_error("values must be one or two");
   const py::array first = values[0];
-  const py::handle second = values.size() == 2 ? py::handle(values[1]) : py::none();
+  const py::object second = values.size() == 2 ? py::object(values[1]) : py::none();
   const std::int64_t n = scaled.ndim() ? scaled.shape(scaled.ndim() - 1) : 0;
   const std::int64_t rows = scaled.ndim() == 2 ? scaled.shape(0) : 1;
   const std::int64_t width = rows ? first.size() / rows : 0;

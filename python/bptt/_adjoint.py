@@ -41,7 +41,7 @@ class Adjoint:
         stops = np.cumsum([0 if shape is None else math.prod(shape) for shape in shapes]).tolist()
         parts = _levels.kernel().best_parts(n, columns.size)
         # One array for all sums of a part: scaled and rounded as one.
-        self._flat: Array = np.empty((parts, stops[-1]))
+        self._flat: list[Array] = [np.empty(stops[-1]) for _ in range(parts)]
         sums: list[list[Any]] = [
             [
                 None if shape is None else flat[stop - math.prod(shape) : stop].reshape(shape)
@@ -50,7 +50,7 @@ class Adjoint:
             for flat in self._flat
         ]
         self._sums = tuple(Sums(*part) for part in sums)
-        self.nbytes = self._carry.nbytes + self._flat.nbytes
+        self.nbytes = self._carry.nbytes + sum(flat.nbytes for flat in self._flat)
 
     def begin(self, sweep: Sweep, d_final: Array | None, wrt_inputs: bool) -> None:
         """At the end of time, with nothing gathered."""
@@ -78,8 +78,9 @@ class Adjoint:
         """The gradient times ``factor``; h_0 by rank is needed in form "preactivation"."""
         columns, dtype = self._columns, self._carry.dtype
         if not self._more:
-            self._flat.fill(0)
-        parts = tuple(self._flat) if self._same_order else (self._in_order(sweep),)
+            for flat in self._flat:
+                flat.fill(0)
+        parts = self._flat if self._same_order else [self._in_order(sweep)]
         vector: Array = np.empty(len(parts[0]), dtype)
         if not sweep.kernel.scale(parts, factor, vector, sweep.threads):
             sweep._not_finite("the gradient of the weights is not finite")

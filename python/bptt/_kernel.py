@@ -20,6 +20,7 @@ ld : n rounded up to 64 bytes (`row_length`); what a row holds beyond n is never
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -171,7 +172,7 @@ class Kernel(Protocol):
 
     def scale(
         self,
-        values: tuple[Array, ...],  # one or two (R, w), or (w,): float64, or the dtype of `scaled`
+        values: Sequence[Array],  # one or two (R, w), or (w,): float64, or the dtype of `scaled`
         factor: float,
         scaled: Array,  # (R, n), n <= w, or (n,) (written): of each row the first n numbers
         threads: int,

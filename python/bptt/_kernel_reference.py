@@ -6,7 +6,7 @@ arithmetic between is float64. ``threads`` is accepted and ignored: one thread i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -153,7 +153,7 @@ def add_units(values: Array, unit: int, total: float) -> float:
 
 
 @np.errstate(all="ignore")
-def scale(values: tuple[Array, ...], factor: float, scaled: Array, threads: int) -> bool:
+def scale(values: Sequence[Array], factor: float, scaled: Array, threads: int) -> bool:
     scaled[...] = np.sum(values, axis=0)[..., : scaled.shape[-1]].astype(float) * factor
     return bool(np.isfinite(scaled).all())
 

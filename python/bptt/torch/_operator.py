@@ -109,7 +109,7 @@ def _backward(
         )
     totals = [np.empty(sums.shape[1:], dtype) for sums in (d_W_I, d_W_R, d_b)]
     for sums, total in zip((d_W_I, d_W_R, d_b), totals, strict=True):
-        kernel.scale(tuple(sums), 1.0, total, threads)
+        kernel.scale(list(sums), 1.0, total, threads)
     return (
         x.new_empty(0) if d_x is None else batch.tensor(d_x, 0, p),  # an operator returns tensors and nothing else
         torch.from_numpy(carry[:, :n]),
