@@ -307,6 +307,27 @@ def test_the_first_exponents_are_those_of_the_whole_spectrum(kernel, chaotic):
     np.testing.assert_allclose(log_r_first, log_r[:3], rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("k", [1, 20, 50])
+def test_the_largest_is_that_of_a_vector_whatever_is_lost_beside_it(level, k):
+    """A sparse singular reservoir far in saturation: of most other directions float64 keeps no digit."""
+    rng = np.random.default_rng(5)
+    n, T = 50, 300
+    W = rng.standard_normal((n, n)) * (rng.random((n, n)) < 0.05) * 6.3
+    rnn = bptt.RNN(W, 10 * rng.standard_normal((n, 3)))
+    trajectory = bptt.forward(rnn, rng.standard_normal((T, 3)))
+    moduli = np.abs(trajectory.preactivations[:-1])
+    v = np.linalg.qr(np.random.default_rng(0).standard_normal((n, k)))[0][:, 0]
+    growth = 0.0
+    for log_d in 2 * (np.log(2) - moduli - np.log1p(np.exp(-2 * moduli))):
+        logs = log_d + np.log(np.abs(v), out=np.full(n, -np.inf), where=v != 0)
+        v = W @ (np.sign(v) * np.exp(logs - logs.max()))
+        growth += logs.max() + np.log(np.linalg.norm(v))
+        v /= np.linalg.norm(v)
+    for window in (None, 7, T):
+        found = bptt.lyapunov_spectrum(rnn, trajectory, k=k, window=window).exponents[0]
+        assert found == pytest.approx(growth / (T - 1), abs=1e-9)
+
+
 def test_the_warm_up_is_not_counted(level, chaotic):
     rnn, trajectory = chaotic
     late = bptt.lyapunov_spectrum(rnn, trajectory, warm_up=240)

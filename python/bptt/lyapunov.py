@@ -129,9 +129,11 @@ def lyapunov_spectrum(
     12 nats, so that the least is right to eps e^12. A direction is dead where a step maps it to zero, exactly (relu) or
     within rounding (singular W_R); it is -inf from the window on in which it died.
 
-    A single step whose rates spread over more than 36 nats (e^-36 is eps) leaves no digit of what cancels in W_R. Where
-    something does (minors that are exactly zero, as of integer or triangular matrices), single exponents may then be
-    off, and by less their sum. Numbers below 2.2e-308 count as 0.
+    The largest exponent is right whatever else is: from its direction nothing is taken away. Of the others a single
+    step whose rates spread over more than 36 nats (e^-36 is eps) leaves no digit where something cancels in W_R. Where
+    all of it does (minors that are exactly zero, as of sparse, triangular or integer matrices) and units are saturated,
+    exponents after the first few may be off by nats, finite where they should be -inf, or the reverse; their sum is off
+    by less. Numbers below 2.2e-308 count as 0.
 
     Examples
     --------
