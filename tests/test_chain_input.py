@@ -98,8 +98,15 @@ def test_jacobians_stand_alone():
 def test_weights_that_are_not_finite_are_named():
     W = RNN.W_R.copy()
     W[2, 3] = np.nan
-    with pytest.raises(ValueError, match="rnn must have finite weights W_R"):
-        bptt.chain_norms(RNN.replace(W_R=W), RUN)
+    rnn = RNN.replace(W_R=W)
+    for function in (
+        lambda: bptt.chain_norms(rnn, RUN),
+        lambda: bptt.product_chain(rnn, RUN, 5, 5),
+        lambda: bptt.lyapunov_spectrum(rnn, RUN),
+        lambda: bptt.certificates(rnn),
+    ):
+        with pytest.raises(ValueError, match="rnn must have finite weights W_R"):
+            function()
 
 
 @pytest.mark.parametrize("function", ["contributions", "per_step_gradients"])

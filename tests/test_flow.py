@@ -265,4 +265,6 @@ def test_an_error_without_targets_is_refused():
 
 def test_a_flow_of_nothing_says_so():
     rnn = bptt.RNN(np.zeros((2, 2)), np.zeros((2, 1)), np.zeros((1, 2)), output="linear")
-    assert "none: all contributions are zero" in str(bptt.gradient_flow(rnn, np.zeros((20, 1)), np.zeros((20, 1))))
+    flow = bptt.gradient_flow(rnn, np.zeros((20, 1)), np.zeros((20, 1)))
+    assert "none: all contributions are zero" in str(flow)
+    assert flow.plot().get_suptitle() == "Vanishing: all contributions are zero"

@@ -73,12 +73,18 @@ def test_a_model_and_arrays(tmp_path, targets):
         (("--text", "none.txt"), "none.txt: No such file or directory"),
         (("--npz", "fox.txt"), "fox.txt is no .npz file"),
         (("--npz", "y.npz"), "y.npz must hold an array x; it holds y"),
+        (("--npz", "nothing.npz"), "nothing.npz must hold an array x; it holds nothing"),
+        (("--npz", "scalar.npz"), "x must have"),
+        (("--npz", "words.npz"), "lengths in words.npz must hold integers; got <U4"),
         (("--text", "fox.txt", "--figure", "none/flow.png"), "none: cannot write here"),
     ],
 )
 def test_wrong_usage_is_one_line(model, monkeypatch, arguments, message):
     monkeypatch.chdir(model.parent)
     np.savez("y.npz", y=np.zeros(3))
+    np.savez("nothing.npz")
+    np.savez("scalar.npz", x=3.0)
+    np.savez("words.npz", x=np.zeros((9, 2), int), lengths=["nine", "five"])
     result = run(model.name, *arguments, code=2)
     assert result.stdout == ""
     assert re.fullmatch(r"bptt: [^\n]+\n", result.stderr)

@@ -114,7 +114,10 @@ def network_chain(rnn: Any, trajectory: Any) -> NetworkChain:
         raise ValueError(
             f"trajectory must be of one sequence, from x of shape (T, p) or (T,); got one of a batch, B = {extent.size}"
         )
-    return NetworkChain(rnn, trajectory)
+    chain = NetworkChain(rnn, trajectory)
+    if not np.isfinite(rnn.W_R).all():
+        raise ValueError(chain.not_finite(chain.least))
+    return chain
 
 
 def pieces(chain: Chain, least: int, end: int, rows: int, tick: Tick | None) -> Iterator[Factors]:

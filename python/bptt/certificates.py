@@ -159,6 +159,8 @@ def certificates(rnn: RNN, trajectory: Trajectory | None = None, *, cond_limit: 
     limit = cond_limit_of(cond_limit)
     if trajectory is None:
         _arguments.network(rnn)
+        if not np.isfinite(rnn.W_R).all():
+            raise ValueError("rnn must have finite weights W_R")
         most, least = (np.full(rnn.n, slope) for slope in SLOPES[rnn.activation])
     else:
         most, least = slope_range(network_chain(rnn, trajectory))

@@ -54,7 +54,8 @@ def product_chain(
     -------
     ScaledMatrix
         Of shape (n, n). Its largest singular value, Frobenius norm and row vectors g P are right to rounding; its small
-        singular values are not, once they are below eps times the largest.
+        singular values are not, once they are below eps times the largest. On the way each row has an exponent of its
+        own: of one row, numbers that part by more than a factor 1e308 leave the smaller as 0.
 
     Raises
     ------

@@ -137,7 +137,7 @@ class Flow:
         elif self.horizon == self._max_lag:
             reach = f"beyond the {self._max_lag} lags looked at"
         else:
-            reach = f"{self.horizon} steps: farther back are contributions under {self.fraction:.3g} of the largest"
+            reach = f"{in_steps(self.horizon)}: farther back are contributions under {self.fraction:.3g} of the largest"
         facts = f"Verdict           {self.verdict}\nLargest exponent  {pace}\nHorizon           {reach}"
         return f"{facts} (to {whose} gradient)"
 
@@ -146,7 +146,7 @@ class Flow:
         columns = [*quantiles(self.norms), median(self._relative())]
         sequences = len(np.unique(self.sequences))
         of = "one sequence" if sequences == 1 else f"{sequences} sequences"
-        head = f"Median and range over {len(self.stops)} steps t of {of}"
+        head = f"Median and range over {in_steps(len(self.stops))} t of {of}"
         lines = [head, "  lag     ‖∂h_t/∂h_k‖      least       most   contribution / largest"]
         for lag in lags:
             middle, low, high, share = (scientific(column[lag]) for column in columns)
@@ -387,6 +387,10 @@ def _bounds(c: Certificates) -> str:
             power = f"{bound.constant:.3g} · {bound.rate:.{digits}g}^lag"
         lines.append(f"  {name:19} ‖∂h_t/∂h_k‖ {sign} {power}")
     return "\n".join(lines)
+
+
+def in_steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def quantiles(logs: Array) -> tuple[Array, Array, Array]:

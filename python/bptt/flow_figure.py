@@ -40,9 +40,15 @@ def draw(flow: Flow) -> Figure:
 
 
 def _title(flow: Flow) -> str:
-    last = flow.norms.shape[1] - 1
-    steps = f"more than {last}" if flow.horizon == last else f"{flow.horizon}"
-    return f"{flow.verdict.capitalize()}: the gradient reaches back {steps} step{'' if steps == '1' else 's'}"
+    from bptt.flow import in_steps
+
+    reach = in_steps(flow.horizon)
+    if flow.horizon == flow.norms.shape[1] - 1:
+        reach = f"more than {reach}"
+    reach = (
+        f"the gradient reaches back {reach}" if np.isfinite(flow.contributions).any() else "all contributions are zero"
+    )
+    return f"{flow.verdict.capitalize()}: {reach}"
 
 
 def _norms(axes: Axes, flow: Flow) -> None:
@@ -75,18 +81,8 @@ def _norms(axes: Axes, flow: Flow) -> None:
         within = np.count_nonzero((curve > bottom) & (curve < top))
         if within > len(lags) / 20:
             axes.plot(lags, curve, color=color, linewidth=1.8, linestyle=(0, (5, 2)), label=label)
-    axes.axvline(flow.horizon, color="0.3", linewidth=1)
-    left = flow.horizon > lags[-1] / 2
-    axes.annotate(
-        f"horizon {'>' if flow.horizon == lags[-1] else '='} {flow.horizon}",
-        (flow.horizon, 0),
-        (-5 if left else 5, 8),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        color="0.3",
-        fontsize=11,
-    )
+    label = f"horizon {'>' if flow.horizon == lags[-1] else '='} {flow.horizon}"
+    axes.axvline(flow.horizon, color="0.3", linewidth=1, label=label)
     axes.set_xlim(0, max(lags[-1], 1))
     axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(_power)
@@ -94,7 +90,7 @@ def _norms(axes: Axes, flow: Flow) -> None:
     axes.xaxis.set_major_locator(_whole())
     axes.set_xlabel("lag $t-k$", fontsize=12)
     axes.set_title("How a change at step $k$ arrives at step $t$", loc="left", fontsize=12)
-    axes.legend(frameon=False, fontsize=10.5, loc="best")
+    axes.legend(framealpha=0.85, edgecolor="none", fontsize=10.5, loc="best")
     _plain(axes)
 
 
