@@ -37,13 +37,11 @@ class Elimination {
   Elimination(int n, std::int64_t columns, int threads)
       : rounding_(4 * n * std::numeric_limits<double>::epsilon()),
         length_(row_length<double>(n)),
-        panels_((columns + panel_width - 1) / panel_width),
-        row_sizes_(panels_ * length_),
+        row_sizes_(length_),
         pivots_(std::size_t(columns)),
         logs_(std::size_t(columns)),
-        dealt_(std::size_t(panels_)) {
-    for (int i = 0; i < threads; ++i)
-      own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(panels_ * length_)});
+        dealt_(std::size_t((columns + panel_width - 1) / panel_width)) {
+    for (int i = 0; i < threads; ++i) own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(length_)});
   }
 
   // Called by every thread of the team, once it has finished with its own tiles of A (each_own_tile); on return only
@@ -87,10 +85,7 @@ class Elimination {
   std::int64_t alive() const { return alive_; }
 
   // log of the largest number of A over its least pivot, both without weights: what rounding is magnified by.
-  double spread() const {
-    const double* const all = row_sizes_.data() + (panels_ - 1) * length_;
-    return std::log(*std::max_element(all, all + length_) / least_);
-  }
+  double spread() const { return std::log(*std::max_element(row_sizes_.data(), row_sizes_.data() + length_) / least_); }
 
  private:
   // Columns eliminated one by one, before all others follow in one matrix product.
@@ -102,11 +97,11 @@ class Elimination {
     Buffer<double> row_sizes;
   };
 
-  // The largest number of each row in this thread's columns of each panel.
+  // The largest number of each row in this thread's columns.
   void measure_rows(Rows<double> A, const Team& team, int rank, double* sizes) const {
-    std::fill_n(sizes, panels_ * length_, 0.0);
+    std::fill_n(sizes, length_, 0.0);
     each_own_tile(A.count, team, rank, [&](std::int64_t begin, std::int64_t columns) {
-      for (std::int64_t j = begin; j < begin + columns; ++j) raise(A[j], sizes + j / panel_width * length_);
+      for (std::int64_t j = begin; j < begin + columns; ++j) raise(A[j], sizes);
     });
   }
 
@@ -116,12 +111,8 @@ class Elimination {
   }
 
   void begin(int threads) {
-    std::fill_n(row_sizes_.data(), panels_ * length_, 0.0);
-    for (std::int64_t q = 0; q < panels_; ++q) {
-      double* const sizes = row_sizes_.data() + q * length_;
-      if (q > 0) raise(sizes - length_, sizes);
-      for (int i = 0; i < threads; ++i) raise(own_[std::size_t(i)].row_sizes.data() + q * length_, sizes);
-    }
+    std::fill_n(row_sizes_.data(), length_, 0.0);
+    for (int i = 0; i < threads; ++i) raise(own_[std::size_t(i)].row_sizes.data(), row_sizes_.data());
     for (std::atomic<std::int64_t>& dealt : dealt_) dealt.store(0, std::memory_order_relaxed);
     least_ = infinity;
     alive_ = 0;
@@ -136,7 +127,7 @@ class Elimination {
     double* const column = A[j];
     for (std::int64_t i = begin; i < j; ++i)
       if (const int p = pivots_[std::size_t(i)]; p >= 0) subtract(column[p], A[i], column, length_);
-    const int p = weights ? heaviest(column, weights) : largest(column, j);
+    const int p = weights ? heaviest(column, weights) : largest(column);
     pivots_[std::size_t(j)] = p;
     if (p < 0) {
       logs_[std::size_t(j)] = -infinity;
@@ -151,15 +142,12 @@ class Elimination {
     column[p] = 1;
   }
 
-  // The row of the largest number, -1 if there is none. What is 4 n eps or less of its row in the columns up to this
-  // panel, whose multiples were taken away, is the rounding of a sum that should be zero, and becomes it. Of the first
-  // column nothing was taken away.
-  int largest(double* column, std::int64_t j) const {
-    const double* const sizes = row_sizes_.data() + j / panel_width * length_;
-    const double rounding = j > 0 ? rounding_ : 0;
-    return find_largest(0, [=](std::int64_t i) {
+  // The row of the largest number, -1 if there is none. What is 4 n eps of its row or less is the rounding of a sum
+  // that should be zero, and becomes it.
+  int largest(double* column) const {
+    return find_largest(0, [=, this](std::int64_t i) {
       Vector<double> x = load(column + i);
-      x = select<double>(abs<double>(x) > load(sizes + i) * rounding, x, Vector<double>{});
+      x = select<double>(abs<double>(x) > load(row_sizes_.data() + i) * rounding_, x, Vector<double>{});
       store(column + i, x);
       return abs<double>(x);
     });
@@ -233,8 +221,7 @@ class Elimination {
   double rounding_;
   std::int64_t length_;
   std::vector<Own> own_;
-  std::int64_t panels_;
-  Buffer<double> row_sizes_;  // for each panel: the largest number of each row of A up to it
+  Buffer<double> row_sizes_;                                          // the largest number of each row of A
   alignas(row_bytes) double triangles_[2][panel_width][panel_width];  // of this panel and the next
   std::vector<int> pivots_;                                           // the row of each column's; -1: it is dead
   std::vector<double> logs_;

@@ -129,11 +129,11 @@ def lyapunov_spectrum(
     12 nats, so that the least is right to eps e^12. A direction is dead where a step maps it to zero, exactly (relu) or
     within rounding (singular W_R); it is -inf from the window on in which it died.
 
-    The largest exponent is right whatever else is: from its direction nothing is taken away. Of the others a single
+    The largest exponent is right whatever the others are: its direction is carried alone too. Of the others a single
     step whose rates spread over more than 36 nats (e^-36 is eps) leaves no digit where something cancels in W_R. Where
     all of it does (minors that are exactly zero, as of sparse, triangular or integer matrices) and units are saturated,
-    exponents after the first few may be off by nats, finite where they should be -inf, or the reverse; their sum is off
-    by less. Numbers below 2.2e-308 count as 0.
+    they may be off by nats, finite where they should be -inf, or the reverse; their sum is off by less. Numbers below
+    2.2e-308 count as 0.
 
     Examples
     --------
@@ -170,17 +170,22 @@ def lyapunov_spectrum(
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
     Q = zero_rows(k, n)
     Q[:, :n] = np.linalg.qr(np.random.default_rng(rng).standard_normal((n, k)))[0].T
+    leading = zero_rows(1, n)
+    leading[:] = Q[:1]
     piece = max(1, _FLOP // (3 * n * n * k))
 
     def growth(begin: int, end: int) -> Array:
-        total, log_r = np.zeros(k), np.empty(k)
+        total, log_r, growth_of_leading = np.zeros(k), np.empty(k), np.zeros(1)
         for first in range(begin, end, piece):
             matrices, log_d = steps.between(first, min(first + piece, end))
             kernel.grow(matrices, log_d, Q, log_r, team)
             total += log_r
+            if k > 1:
+                kernel.grow(matrices, log_d, leading, log_r[:1], team)
+                growth_of_leading += log_r[:1]
             if tick:
                 tick(min(piece, end - first))
-        return total
+        return _lead(total, growth_of_leading[0]) if k > 1 else total
 
     ends = np.append(np.arange(window, counted, window), counted)
     lengths = np.diff(ends, prepend=0)
@@ -192,6 +197,18 @@ def lyapunov_spectrum(
     history = np.cumsum(rates, axis=0) / ends[:, None]
     errors = _standard_errors(rates[lengths == window] / window)
     return Lyapunov(history[-1], errors, rates / lengths[:, None], history, ends)
+
+
+def _lead(rates: Array, largest: float) -> Array:
+    """The rates of a basis with the first as its vector has it alone; what that changes is the last one's, for the sum.
+
+    From the first direction nothing is ever taken away, so that alone it keeps digits that are lost among the others.
+    """
+    alive = np.flatnonzero(np.isfinite(rates))
+    if len(alive) > 1 and alive[0] == 0 and np.isfinite(largest):
+        rates[alive[-1]] += rates[0] - largest
+    rates[0] = largest
+    return rates
 
 
 def _standard_errors(local: Array) -> Array:
