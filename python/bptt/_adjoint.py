@@ -104,7 +104,7 @@ class Adjoint:
     def _in_order(self, sweep: Sweep) -> Array:
         """The sums in the order of `RNN.ravel`: W_I by rows, the kernel's one bias for two where there are both."""
         total = self._flat[0]
-        for part in self._flat[1:]:
+        for part in self._flat[1:]:  # in place: of tokens these may be large, and one copy is enough
             with np.errstate(over="ignore", invalid="ignore"):  # heard of when they are scaled
                 total += part
         W_R, W_I, W_O, b, b_O = self._sums[0]

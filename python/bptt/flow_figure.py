@@ -42,13 +42,11 @@ def draw(flow: Flow) -> Figure:
 def _title(flow: Flow) -> str:
     from bptt.flow import in_steps
 
-    reach = in_steps(flow.horizon)
-    if flow.horizon == flow.norms.shape[1] - 1:
-        reach = f"more than {reach}"
-    reach = (
-        f"the gradient reaches back {reach}" if np.isfinite(flow.contributions).any() else "all contributions are zero"
-    )
-    return f"{flow.verdict.capitalize()}: {reach}"
+    verdict = flow.verdict.capitalize()
+    if not np.isfinite(flow.contributions).any():
+        return f"{verdict}: all contributions are zero"
+    beyond = "more than " if flow.horizon == flow.norms.shape[1] - 1 else ""
+    return f"{verdict}: the gradient reaches back {beyond}{in_steps(flow.horizon)}"
 
 
 def _norms(axes: Axes, flow: Flow) -> None:

@@ -175,17 +175,17 @@ def lyapunov_spectrum(
     piece = max(1, _FLOP // (3 * n * n * k))
 
     def growth(begin: int, end: int) -> Array:
-        total, log_r, growth_of_leading = np.zeros(k), np.empty(k), np.zeros(1)
+        total, log_r, alone = np.zeros(k), np.empty(k), np.zeros(1)
         for first in range(begin, end, piece):
             matrices, log_d = steps.between(first, min(first + piece, end))
             kernel.grow(matrices, log_d, Q, log_r, team)
             total += log_r
             if k > 1:
                 kernel.grow(matrices, log_d, leading, log_r[:1], team)
-                growth_of_leading += log_r[:1]
+                alone += log_r[:1]
             if tick:
                 tick(min(piece, end - first))
-        return _lead(total, growth_of_leading[0]) if k > 1 else total
+        return _lead(total, alone[0]) if k > 1 else total
 
     ends = np.append(np.arange(window, counted, window), counted)
     lengths = np.diff(ends, prepend=0)
