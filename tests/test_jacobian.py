@@ -172,7 +172,7 @@ def test_no_inputs(level):
 @pytest.mark.parametrize("source", ["numbers", "tokens", None])
 def test_levels_agree_and_threads_change_no_bit(kernel, source, n, q):
     rng = np.random.default_rng(n)
-    L = 70
+    L = 150  # more than a block
     W, d = rng.standard_normal((n, n)) / np.sqrt(n), rng.random((L, n))
     v = {"numbers": rng.standard_normal((L, q)), "tokens": rng.integers(q, size=L, dtype=np.int32), None: None}[source]
     start = rng.standard_normal((n, n))
@@ -181,7 +181,7 @@ def test_levels_agree_and_threads_change_no_bit(kernel, source, n, q):
     def by_chain(module, threads):
         P, J = zero_rows(n, n), np.full((n, n, q), np.nan if source else 0.0)
         P[:, :n] = start
-        for piece, more in ((slice(30, None), False), (slice(0, 30), True)):
+        for piece, more in ((slice(20, None), False), (slice(0, 20), True)):
             v_piece = None if v is None else v[piece]
             assert module.jacobian_by_chain(W, d[piece], v_piece, P, J if source else None, more, threads)
         return P[:, :n], J
@@ -200,7 +200,7 @@ def test_levels_agree_and_threads_change_no_bit(kernel, source, n, q):
     mine = by_chain(kernel, 1)
     for ours, theirs in zip(mine, wanted, strict=True):
         assert relative_error(ours, theirs) < 1e-13
-    few = 70 if n * n * columns < 10**6 else 2
+    few = 150 if n * n * columns < 10**6 else 2
     L = few
     moved = by_recursion(kernel, 1, L)
     assert relative_error(moved, by_recursion(_levels.load("reference"), 1, L)) < 1e-13
@@ -314,7 +314,7 @@ def test_what_is_left_out_of_a_long_sum_is_below_its_rounding(level, monkeypatch
     rng = np.random.default_rng(12)
     rnn = network(n=12, activation=activation, gain=0.8, form=form)
     x = rng.standard_normal((900, rnn.p))
-    monkeypatch.setattr(jacobian, "_FLOP", 1)  # may ask after each 56 steps
+    monkeypatch.setattr(jacobian, "_FLOP", 1)  # a piece is no more than a block of steps
     answers = spied_on(monkeypatch)
     mine = bptt.state_jacobian(rnn, x, wrt=wrt).reshape(rnn.n, rnn.n, -1)
     assert answers[0] < 800 or activation == "relu"  # where sums of zeros may be left, and all is added
@@ -341,7 +341,7 @@ def test_what_vanishes_may_come_back(level):
         d = np.exp(np.repeat([growth, -0.5], 200))[:, None] * np.ones(n)  # in order of time
         v = rng.standard_normal((400, n))
         for cut in (400, 130, 1):  # into pieces
-            pieces = [(d[max(0, i - cut) : i], v[max(0, i - cut) : i]) for i in range(400, 0, -cut)]
+            pieces = [(j := max(0, i - cut), d[j:i], v[j:i]) for i in range(400, 0, -cut)]
             steps = steps_that_matter(P, room, W, pieces, kernel, 1)
             assert steps > 390 if comes_back else steps == 0
             before = np.prod(d[::-1].max(axis=1)[: steps - 1]) if steps else 0  # of the last step that matters
@@ -357,16 +357,16 @@ def test_a_source_that_has_not_been_met_matters_however_late(level):
     own = np.ones(n)
     d = np.ones((50, n))
     tokens = rng.integers(3, size=50, dtype=np.int32)
-    assert steps_that_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1) == 0
-    assert steps_that_matter(P, half_a_place(own, J), W, [(d, np.eye(4)[tokens])], kernel, 1) == 0
+    assert steps_that_matter(P, half_a_place(own, J), W, [(0, d, tokens)], kernel, 1) == 0
+    assert steps_that_matter(P, half_a_place(own, J), W, [(0, d, np.eye(4)[tokens])], kernel, 1) == 0
     tokens[7] = 3
-    assert steps_that_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1) > 40
-    assert steps_that_matter(P, half_a_place(own, J), W, [(d, np.eye(4)[tokens])], kernel, 1) > 40
+    assert steps_that_matter(P, half_a_place(own, J), W, [(0, d, tokens)], kernel, 1) > 40
+    assert steps_that_matter(P, half_a_place(own, J), W, [(0, d, np.eye(4)[tokens])], kernel, 1) > 40
     J[:, :, 3] = 1
     J[2] = 0  # what a dead unit's derivative is
-    assert steps_that_matter(P, half_a_place(own, J), W, [(d, tokens)], kernel, 1) > 40
+    assert steps_that_matter(P, half_a_place(own, J), W, [(0, d, tokens)], kernel, 1) > 40
     own[2] = 0
-    assert steps_that_matter(P[own > 0], half_a_place(own, J), W, [(d, tokens)], kernel, 1) == 0
+    assert steps_that_matter(P[own > 0], half_a_place(own, J), W, [(0, d, tokens)], kernel, 1) == 0
 
 
 def test_what_is_below_rounding_is_below_it_in_every_number(level):

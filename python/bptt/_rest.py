@@ -69,12 +69,12 @@ def half_a_place(own: Array, J: Array) -> Array:
 
 
 def steps_that_matter(
-    P: Array, room: Array, W: Array, pieces: Iterable[tuple[Array, Array]], kernel: Kernel, threads: int
+    P: Array, room: Array, W: Array, pieces: Iterable[tuple[int, Array, Array | None]], kernel: Kernel, threads: int
 ) -> int:
     """The steps after which the moduli of P(k,t) ⊗ v_k^T, over all k then left, sum to less than room(b) for all i, a.
 
-    P is P(k,t) of the first k (the largest) that is left; the pieces are d and v of `Kernel.jacobian_by_chain`, the
-    latest steps first.
+    P is P(k,t) of the first k (the largest) that is left; the pieces are a step, d and v of `Kernel.jacobian_by_chain`,
+    the latest steps first.
     """
     n = P.shape[1]
     exponent = int(np.frexp(np.abs(P).max())[1])
@@ -83,7 +83,8 @@ def steps_that_matter(
     latest = np.log(np.linalg.norm(rows, axis=1)) + exponent * np.log(2.0)
 
     shares: list[Array] = []  # of the room, the latest step first
-    for d, v in pieces:
+    for _, d, v in pieces:
+        assert v is not None
         steps = len(d)
         slopes = zero_rows(steps, n)
         slopes[:, :n] = d

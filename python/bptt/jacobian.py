@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -31,11 +32,11 @@ _FLOAT64 = np.dtype(np.float64)
 
 #: Floating-point operations of one piece of steps: a millisecond or two, between which Ctrl-C is heard.
 _FLOP = 100_000_000
-_BLOCK = 56  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
+_BLOCK = 104  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
 
-#: What P(k,t) must have come down to, beside P(t,t), before it is asked how much of a long sum matters: once, or where
-#: the answer depends on the sum so far, later, and again each time that it has become smaller.
-_SMALL, _SMALLER, _SMALLEST = 2.0**-30, 2.0**-10, 2.0**-60
+#: What P(k,t) must have come down to, beside P(t,t), before it is asked how much of a long sum matters where the answer
+#: depends on the sum so far; and by how much more before it is asked again.
+_SMALL, _SMALLER = 2.0**-60, 2.0**-10
 
 
 def state_jacobian(
@@ -229,36 +230,39 @@ class _Run:
         P, own = zero_rows(n, n), np.ones(n) * self._own_slopes(h[-1], self.steps)
         np.fill_diagonal(P, own)
         J = None if self.wrt == "initial" else (np.empty if self.steps else np.zeros)((n, n, self.q))
-        finite, small = True, 0.0
         moving = slice(None) if own.all() else own != 0
+        room: Array | None = None  # of what does not matter, where that depends on the sum so far
         end = 0  # steps up to it do not matter
-        room: Array | None = None
+        if J is not None and own.any() and self.steps > self._piece(n):
+            pieces = self._back(a, h, self.steps, PROBES)
+            _, d, v = latest = next(pieces)
+            assert v is not None
+            tokens = v.ndim == 1  # most are not among the latest steps
+            room = np.zeros(self.q) if tokens else rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
+            if room.all():
+                rest = itertools.chain([latest], pieces)
+                left = steps_that_matter(np.eye(n)[moving], room, self.W, rest, sweep.kernel, sweep.threads)
+                room, end = None, self.steps - left
+        finite, small = True, _SMALL
         for begin, d, v in self._back(a, h, self.steps, n):
-            d, v = d[max(0, end - begin) :], None if v is None else v[max(0, end - begin) :]
             more = begin + len(d) < self.steps
+            d, v = d[max(0, end - begin) :], None if v is None else v[max(0, end - begin) :]
             finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, more, sweep.threads)
             if tick:
                 tick(len(d))
             if begin <= end or not np.abs(P).max():  # it has underflowed, and so would all that is left
                 break
-            if J is None or v is None or begin < _BLOCK:
+            if room is None or J is None:
                 continue
             with np.errstate(over="ignore", invalid="ignore"):
                 rows = P[moving, :n] / own[moving, None]
             size = np.abs(rows).max()
-            if room is None:  # by the latest steps, among which most tokens are not
-                tokens = v.ndim == 1
-                room = np.zeros(self.q) if tokens else rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
-                small = _SMALL if room.all() else _SMALLEST
             if size < small:
-                least = room if room.all() else np.maximum(room, half_a_place(own, J))
-                steps = steps_that_matter(rows, least, self.W, self._rest(a, h, begin), sweep.kernel, sweep.threads)
-                if not steps:
+                least = np.maximum(room, half_a_place(own, J))
+                pieces = self._back(a, h, begin, PROBES)
+                if not steps_that_matter(rows, least, self.W, pieces, sweep.kernel, sweep.threads):
                     break
-                if room.all():
-                    small, end = 0.0, max(0, begin - steps)
-                else:
-                    small = _SMALLER * size
+                small = _SMALLER * size
         if J is None:
             J = P[:, :n]
             finite = bool(np.isfinite(J).all())
@@ -266,12 +270,16 @@ class _Run:
             sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite at step t = {self.steps}")
         return J.reshape(n, *self.shape)
 
+    def _piece(self, rows: int) -> int:
+        """Steps between two of which Ctrl-C is heard."""
+        return max(1, _FLOP // (2 * rows * self.n * (self.n + self.q)) // _BLOCK) * _BLOCK
+
     def _back(self, a: Array, h: Array, end: int, rows: int) -> Iterator[tuple[int, Array, Array | None]]:
         """Steps t+1 .. of every piece from ``end`` back to the first: t, the diagonals of D_t .., and v_{t+1} .. .
 
-        Pieces are such that to move ``rows`` rows on takes a millisecond or two.
+        To move ``rows`` rows on by a piece takes a millisecond or two.
         """
-        count = max(1, _FLOP // (2 * rows * self.n * (self.n + self.q)) // _BLOCK) * _BLOCK
+        count = self._piece(rows)
         for segment in self.sweep.columns.segments_backward():
             if segment.t0 >= end:
                 continue
@@ -280,11 +288,6 @@ class _Run:
             for j in range(len(d), 0, -count):
                 i = max(0, j - count)
                 yield segment.t0 + i, d[i:j], None if v is None else v[i:j]
-
-    def _rest(self, a: Array, h: Array, end: int) -> Iterator[tuple[Array, Array]]:
-        for _, d, v in self._back(a, h, end, PROBES):
-            assert v is not None
-            yield d, v
 
     def recursion(self, most: int, tick: Tick | None = None) -> Iterator[Array]:
         """d(state t)/d(wrt) by the recursion, for t = 0 and after every ``most`` steps or fewer."""
