@@ -16,11 +16,12 @@ Run run(const py::array& W_R, const py::array& d, const py::object& v, std::int6
 }
 
 bool jacobian_by_chain(const py::array& W_R, const py::array& d, const py::object& v, const py::array& P,
-                       const py::object& J, bool more, int threads) {
+                       const py::object& J, bool more, std::int64_t single, int threads) {
   const std::int64_t n = W_R.shape(0);
   const std::int64_t q = J.is_none() ? 0 : py::reinterpret_borrow<py::array>(J).size() / (n * n);
   if (J.is_none() != v.is_none()) throw py::type_error("v and J go together");
-  const Run steps = run(W_R, d, v, q);
+  Run steps = run(W_R, d, v, q);
+  steps.single = single;
   const auto product = rows<double>(P, "P", int(n), n);
   auto* result = data<double>(J, "J", n * n * q);
   const py::gil_scoped_release release;
@@ -42,7 +43,8 @@ std::int64_t jacobian_by_recursion(const py::array& W_R, const py::array& d, con
 
 void bind_jacobian(py::module_& m) {
   using namespace py::literals;
-  m.def("jacobian_by_chain", &jacobian_by_chain, "W_R"_a, "d"_a, "v"_a, "P"_a, "J"_a, "more"_a, "threads"_a);
+  m.def("jacobian_by_chain", &jacobian_by_chain, "W_R"_a, "d"_a, "v"_a, "P"_a, "J"_a, "more"_a, "single"_a,
+        "threads"_a);
   m.def("jacobian_by_recursion", &jacobian_by_recursion, "W_R"_a, "d"_a, "v"_a, "J"_a, "threads"_a);
 }
 

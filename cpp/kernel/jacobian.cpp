@@ -26,91 +26,141 @@ bool finite(const double* numbers, std::int64_t count) {
   return trace == 0;
 }
 
-// Some rows of P on their way back through a run, and their share of J.
-class ChainRows {
+// What the steps of a run have in common, in one precision.
+template <class Real>
+struct Operands {
+  Operands() = default;
+  explicit Operands(const Run& run)
+      : W_turned(run.n, run.n),
+        strips(run.v.x ? row_length<Real>(int(run.q)) / line<Real> : 0),
+        v(strips * run.steps * line<Real>) {}
+
+  // Its share of a thread.
+  void pack(const Run& run, int rank, int ranks) {
+    W_turned.pack(run.W_R, 1, run.n, part(W_turned.panels(), 1, rank, ranks));
+    for (std::int64_t i = rank; i < strips; i += ranks)
+      pack_strip(run.v.x, run.q, run.steps, i * line<Real>, run.q, line<Real>, v.data() + i * run.steps * line<Real>);
+  }
+
+  PackedMatrix<Real> W_turned;
+  std::int64_t strips = 0;
+  Buffer<Real> v;
+};
+
+// P(k) of some rows, at most tile::max_columns, at the steps of a block, the last on top.
+template <class Real>
+class Block {
  public:
-  ChainRows(const Run& run, const PackedMatrix<double>& W_turned, const Buffer<double>& v_strips)
-      : run_(run),
-        W_turned_(W_turned),
-        v_strips_(v_strips),
-        length_(row_length<double>(run.n)),
-        step_(tile::max_columns * length_ + line<double>),  // lines of one number are spread over the sets of a cache
+  Block() = default;
+  Block(const Run& run, const Operands<Real>& operands)
+      : run_(&run),
+        operands_(&operands),
+        length_(row_length<Real>(run.n)),
+        step_(tile::max_columns * length_ + line<Real>),  // lines of one number are spread over the sets of a cache
         history_((block_steps + 1) * step_) {}
 
-  // Rows begin..end of P, at most tile::max_columns.
-  bool operator()(Rows<double> P, double* J, bool more, std::int64_t begin, std::int64_t end) {
-    const std::int64_t rows = end - begin;
-    std::copy_n(P[begin], rows * length_, at(block_steps));
-    for (std::int64_t last = run_.steps; last > 0; last -= block_steps) {
-      const std::int64_t count = std::min(block_steps, last);
-      for (std::int64_t s = block_steps; s > block_steps - count; --s)
-        step_back(rows, last - 1 - (block_steps - s), at(s), at(s - 1));
-      if (J)
-        for (std::int64_t r = 0; r < rows; ++r) {
-          double* const of_row = J + (begin + r) * run_.n * run_.q;
-          add(at(block_steps - count + 1) + r * length_, last - count, count, of_row, !more && last == run_.steps);
-        }
-      std::copy_n(at(block_steps - count), rows * length_, at(block_steps));
+  template <class From>
+  void start(Rows<From> rows) {
+    for (std::int64_t r = 0; r < rows.count; ++r) std::copy_n(rows[r], run_->n, at(block_steps) + r * length_);
+  }
+
+  // Back over the `count` steps before `last`.
+  void back(std::int64_t rows, std::int64_t last, std::int64_t count) {
+    for (std::int64_t s = block_steps; s > block_steps - count; --s) {
+      Real* to = at(s - 1);
+      operands_->W_turned.multiply_add({at(s), rows, length_}, {}, {to, rows, length_},
+                                       {0, operands_->W_turned.panels()});
+      const double* d = run_->d + (last - 1 - (block_steps - s)) * run_->n;
+      for (std::int64_t r = 0; r < rows; ++r, to += length_)
+        for (int i = 0; i < run_->n; ++i) to[i] *= Real(d[i]);
     }
-    std::copy_n(at(block_steps), rows * length_, P[begin]);
-    return !J || finite(J + begin * run_.n * run_.q, rows * run_.n * run_.q);
+  }
+
+  Rows<Real> product(std::int64_t rows, std::int64_t count) const { return {at(block_steps - count), rows, length_}; }
+
+  // J(a, b) (+)= sum over those steps of p(a) v(b), for row r of P and its rows J of the result.
+  void add(std::int64_t r, std::int64_t last, std::int64_t count, double* J, bool fresh) const {
+    const Real* p = at(block_steps - count + 1) + r * length_;
+    const std::int64_t q = run_->q, first = last - count;
+    if (run_->v.tokens) {
+      if (fresh) std::fill_n(J, run_->n * q, 0.0);
+      for (std::int64_t s = count; s-- > 0;)
+        for (int a = 0; a < run_->n; ++a) J[a * q + run_->v.tokens[first + s]] += double(p[s * step_ + a]);
+      return;
+    }
+    const Strips<Real> v{operands_->v.data() + first * line<Real>, run_->steps * line<Real>, line<Real>};
+    for (std::int64_t strip = 0; strip * tile::outer_height < run_->n; ++strip)
+      outer_sum(p + strip * tile::outer_height, step_, strip, v, count, Sum{J, q, run_->n, q, fresh});
   }
 
  private:
-  double* at(std::int64_t s) const { return history_.data() + s * step_; }
+  Real* at(std::int64_t s) const { return history_.data() + s * step_; }
 
-  // To = From W_R D, where d is number `step` of the run.
-  void step_back(std::int64_t rows, std::int64_t step, const double* from, double* to) const {
-    W_turned_.multiply_add({from, rows, length_}, {}, {to, rows, length_}, {0, W_turned_.panels()});
-    const double* d = run_.d + step * run_.n;
-    for (std::int64_t r = 0; r < rows; ++r, to += length_)
-      for (int i = 0; i < run_.n; ++i) to[i] *= d[i];
-  }
+  const Run* run_ = nullptr;
+  const Operands<Real>* operands_ = nullptr;
+  std::int64_t length_ = 0, step_ = 0;
+  Buffer<Real> history_;
+};
 
-  // J(a, b) (+)= sum over the block's steps of p(a) v(b), for one row p of P and its rows J of the result.
-  void add(const double* p, std::int64_t first, std::int64_t count, double* J, bool fresh) const {
-    const std::int64_t q = run_.q;
-    if (run_.v.tokens) {
-      if (fresh) std::fill_n(J, run_.n * q, 0.0);
-      for (std::int64_t s = count; s-- > 0;)
-        for (int a = 0; a < run_.n; ++a) J[a * q + run_.v.tokens[first + s]] += p[s * step_ + a];
-      return;
+// Some rows of P on their way back through a run, and their share of J.
+struct ChainRows {
+  Block<double> exact;
+  Block<float> rest;
+
+  void operator()(const Run& run, Rows<double> P, double* J, bool more) {
+    const std::int64_t rows = P.count;
+    exact.start(P);
+    for (std::int64_t last = run.steps; last > 0;) {
+      const std::int64_t count = std::clamp<std::int64_t>(last - run.single, 0, block_steps), middle = last - count,
+                         few = middle > run.single ? 0 : std::min(middle, block_steps);
+      exact.back(rows, last, count);
+      if (few) {
+        rest.start(exact.product(rows, count));
+        rest.back(rows, middle, few);
+      }
+      // Both at once: a row of J passes through the caches once.
+      for (std::int64_t r = 0; r < rows && J; ++r) {
+        double* const of_row = J + r * run.n * run.q;
+        const bool fresh = !more && last == run.steps;
+        if (count) exact.add(r, last, count, of_row, fresh);
+        if (few) rest.add(r, middle, few, of_row, fresh && !count);
+      }
+      if (few)
+        exact.start(rest.product(rows, few));
+      else
+        exact.start(exact.product(rows, count));
+      last = middle - few;
     }
-    const Strips<double> v{v_strips_.data() + first * line<double>, run_.steps * line<double>, line<double>};
-    for (std::int64_t strip = 0; strip * tile::outer_height < run_.n; ++strip)
-      outer_sum(p + strip * tile::outer_height, step_, strip, v, count, Sum{J, q, run_.n, q, fresh});
+    const Rows<double> end = exact.product(rows, 0);
+    for (std::int64_t r = 0; r < rows; ++r) std::copy_n(end[r], run.n, P[r]);
   }
-
-  const Run& run_;
-  const PackedMatrix<double>& W_turned_;
-  const Buffer<double>& v_strips_;
-  std::int64_t length_, step_;
-  Buffer<double> history_;  // P(k) of the steps of a block, the last on top
 };
 
 }  // namespace
 
 bool jacobian_by_chain(const Run& run, Rows<double> P, double* J, bool more, int threads) {
   const int n = run.n;
-  const std::int64_t q = run.v.x ? run.q : 0, strips = row_length<double>(int(q)) / line<double>;
   const int size = team_size(threads, double(run.steps) * n * n * (n + run.q));
   // An even number of tiles: what two threads do then takes equally long.
   const ColumnTiles tiles(n, ((n + tile::max_columns - 1) / tile::max_columns + 3) / 4 * 4);
-  PackedMatrix<double> W_turned(n, n);
-  const Buffer<double> v_strips(strips * run.steps * line<double>);
+  Operands<double> exact(run);
+  Operands<float> rest = run.single ? Operands<float>(run) : Operands<float>();
   std::vector<ChainRows> own;
-  for (int i = 0; i < size; ++i) own.emplace_back(run, W_turned, v_strips);
+  for (int i = 0; i < size; ++i)
+    own.push_back({Block<double>(run, exact), run.single ? Block<float>(run, rest) : Block<float>()});
   std::atomic<bool> all_finite = true;
 
   Team::run(size, [&](Team& team, int rank) {
     const FlushDenormals flush;
-    W_turned.pack(run.W_R, 1, n, part(W_turned.panels(), 1, rank, team.size()));
-    for (std::int64_t i = rank; i < strips; i += team.size())
-      pack_strip<double>(run.v.x, q, run.steps, i * line<double>, q, line<double>,
-                         v_strips.data() + i * run.steps * line<double>);
+    exact.pack(run, rank, team.size());
+    if (run.single) rest.pack(run, rank, team.size());
     team.barrier();
-    for (std::int64_t i = rank; i < tiles.tiles; i += team.size())
-      if (!own[std::size_t(rank)](P, J, more, tiles.begin(i), tiles.end(i))) all_finite = false;
+    for (std::int64_t i = rank; i < tiles.tiles; i += team.size()) {
+      const std::int64_t begin = tiles.begin(i), rows = tiles.end(i) - begin, numbers = n * run.q;
+      double* const of_rows = J ? J + begin * numbers : nullptr;
+      own[std::size_t(rank)](run, P.part(begin, rows), of_rows, more);
+      if (J && !finite(of_rows, rows * numbers)) all_finite = false;
+    }
   });
   return all_finite;
 }

@@ -14,6 +14,7 @@ struct Run {
   const double* d;    // (steps, n) sigma'(h_{k-1}): the diagonals of D_t0 .. D_{t1-1}
   Inputs<double> v;   // (steps, q), or tokens that stand for one-hot v; both null: there is no direct derivative
   std::int64_t q;
+  std::int64_t single = 0;  // how many of the first steps the chain goes through, and sums up, in float32
 };
 
 // The sum over a run of P(k) (x) v_k^T, from its last step back, where P(t1) is given and P(k-1) = P(k) W_R D_{k-1}:

@@ -104,16 +104,16 @@ void outer_sum(const Real* u, std::int64_t u_step, std::int64_t strip, Strips<Re
 
 // Copies numbers first..first+width of each column, rows of memory of `count` numbers, to a strip; zeros beyond the
 // last.
-template <class Real>
-void pack_strip(const Real* rows, std::int64_t row_step, std::int64_t columns, std::int64_t first, std::int64_t count,
+template <class Source, class Real>
+void pack_strip(const Source* rows, std::int64_t row_step, std::int64_t columns, std::int64_t first, std::int64_t count,
                 int width, Real* strip) {
   const std::int64_t full = std::clamp<std::int64_t>(count - first, 0, width);
   for (std::int64_t j = 0; j < columns; ++j, strip += width) {
-    const Real* from = rows + j * row_step + first;
+    const Source* from = rows + j * row_step + first;
     if (full == width)
-      for (int r = 0; r < width; ++r) strip[r] = from[r];
+      for (int r = 0; r < width; ++r) strip[r] = Real(from[r]);
     else
-      for (int r = 0; r < width; ++r) strip[r] = r < full ? from[r] : Real(0);
+      for (int r = 0; r < width; ++r) strip[r] = r < full ? Real(from[r]) : Real(0);
   }
 }
 

@@ -148,13 +148,14 @@ class PackedMatrix {
 
   // Packs the given panels of a matrix whose element (i, k) is source[i * row_step + k * column_step] * scale. Rows
   // beyond the last are zero.
-  void pack(const Real* source, std::int64_t row_step, std::int64_t column_step, Range panels, Real scale = 1) {
+  template <class Source>
+  void pack(const Source* source, std::int64_t row_step, std::int64_t column_step, Range panels, Real scale = 1) {
     for (std::int64_t q = panels.begin; q < panels.end; ++q) {
       const std::int64_t first = q * line<Real>, full = std::min<std::int64_t>(line<Real>, rows_ - first);
       Real* to = data_.data() + q * inner_ * line<Real>;
-      const Real* from = source + first * row_step;
+      const Source* from = source + first * row_step;
       for (std::int64_t k = 0; k < inner_; ++k, to += line<Real>) {
-        for (std::int64_t i = 0; i < full; ++i) to[i] = from[i * row_step + k * column_step] * scale;
+        for (std::int64_t i = 0; i < full; ++i) to[i] = Real(from[i * row_step + k * column_step]) * scale;
         for (std::int64_t i = full; i < line<Real>; ++i) to[i] = 0;
       }
     }

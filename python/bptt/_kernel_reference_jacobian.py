@@ -10,15 +10,17 @@ from bptt.reference import one_hot
 
 @np.errstate(all="ignore")
 def jacobian_by_chain(
-    W_R: Array, d: Array, v: Array | None, P: Array, J: Array | None, more: bool, threads: int
+    W_R: Array, d: Array, v: Array | None, P: Array, J: Array | None, more: bool, single: int, threads: int
 ) -> bool:
     n = len(W_R)
     if J is not None and not more:
         J.fill(0)
     for k in range(len(d) - 1, -1, -1):
+        dtype = np.float32 if k < single else np.float64
+        p = P[:, :n].astype(dtype)
         if v is not None and J is not None:
-            J += np.multiply.outer(P[:, :n], _source(v, k, J.shape[-1]))
-        P[:, :n] = P[:, :n] @ W_R * d[k]
+            J += np.multiply.outer(p, _source(v, k, J.shape[-1]).astype(dtype))
+        P[:, :n] = p @ W_R.astype(dtype) * d[k].astype(dtype)
     return J is None or bool(np.isfinite(J).all())
 
 

@@ -2,8 +2,7 @@
 
 A chain that vanishes leaves most of a long sum below that. To see it, not all rows of P(k,t) need be moved on: a few
 random combinations g P of them, g with independent N(0, 1) entries, tell as much. The root mean square of the lengths
-of 8 of them is below 1/200 of P's Frobenius norm with a probability of at most (8 / 200^2 / 2)^4 / 4! < 5e-18 at each
-k.
+of 8 of them is below 1/30 of P's Frobenius norm with a probability of at most (8 / 30^2 / 2)^4 / 4! < 2e-11 at each k.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ import numpy as np
 from bptt._bundles import zero_rows
 from bptt._kernel import Array, Bundles, Factors, Kernel
 
-PROBES, _MARGIN = 8, 200.0
+PROBES, _MARGIN = 8, 30.0
 _UNIT = float(np.finfo(float).eps) / 2
 _HALF_PLACE = 2.0**-55  # of a number: adding less leaves it as it is
 _LEAST_SLOPE = 2.0**-512  # that a factor may have; larger slopes only make the norms larger
+_SINGLE = float(np.finfo(np.float32).eps) / 2
+_HELD = 60 * np.log(2.0)  # logs of numbers, and of products of two, that float32 holds, and what is small beside them
 _GONE = -760.0  # the log of a norm at which every number of P is 0 in float64, and stays 0
 _LATEST = 5  # steps whose rounding is asked for; that of more would not be much larger
 
@@ -53,10 +54,10 @@ def rounding(own: Array, W: Array, d: Array, v: Array, kernel: Kernel, threads: 
             least[j] = np.abs(P[some, :n]).min(axis=0, initial=np.inf)
             continue
         moduli = np.abs(P)  # moved on by the kernel: the threads of another library would go on spinning beside its own
-        kernel.jacobian_by_chain(W_moduli, d[k : k + 1], None, moduli, None, False, threads)
+        kernel.jacobian_by_chain(W_moduli, d[k : k + 1], None, moduli, None, False, 0, threads)
         least[j] = moduli[some, :n].min(axis=0, initial=np.inf)
         if j + 1 < len(latest):
-            kernel.jacobian_by_chain(W, d[k : k + 1], None, P, None, False, threads)
+            kernel.jacobian_by_chain(W, d[k : k + 1], None, P, None, False, 0, threads)
     room: Array = np.einsum("ka,kb->ab", least, np.abs(v[[k - 1 for k in latest]])).min(axis=0)
     return n * _UNIT * room
 
@@ -70,8 +71,11 @@ def half_a_place(own: Array, J: Array) -> Array:
 
 def steps_that_matter(
     P: Array, room: Array, W: Array, pieces: Iterable[tuple[int, Array, Array | None]], kernel: Kernel, threads: int
-) -> int:
+) -> tuple[int, int]:
     """The steps after which the moduli of P(k,t) ⊗ v_k^T, over all k then left, sum to less than room(b) for all i, a.
+
+    And how many of them float64 is needed for: after these the bound on float32's rounding, n 2^-24 times the sum of
+    |P(k+1,t)| |W_R D_k| ⊗ |v_k^T|, is less than that too, and float32 holds the numbers.
 
     P is P(k,t) of the first k (the largest) that is left; the pieces are a step, d and v of `Kernel.jacobian_by_chain`,
     the latest steps first.
@@ -82,7 +86,10 @@ def steps_that_matter(
     rows[:, :n] = np.einsum("gi,ij->gj", _combinations(len(P)), np.ldexp(P, -exponent))
     latest = np.log(np.linalg.norm(rows, axis=1)) + exponent * np.log(2.0)
 
-    shares: list[Array] = []  # of the room, the latest step first
+    # logs, of the latest step first: of P(k,t)'s norm, at the most, and of what v_k makes of the room
+    sizes: list[Array] = []
+    sources: list[Array] = []
+    slope = 0.0  # the largest
     for _, d, v in pieces:
         assert v is not None
         steps = len(d)
@@ -90,19 +97,34 @@ def steps_that_matter(
         slopes[:, :n] = d
         if d.min() < _LEAST_SLOPE:
             slopes[:, :n] = np.where(d > 0, np.maximum(d, _LEAST_SLOPE), 0)
+        slope = max(slope, d.max())
         logs = np.empty((PROBES, steps + 1))
         bundles = Bundles(np.full(PROBES, steps), steps + 1, rows, exponents)
         if kernel.advance(Factors(W, slopes, None, 0), bundles, logs, None, None, threads) >= 0:
-            return sys.maxsize
+            return sys.maxsize, sys.maxsize
         logs[:, 0] = latest
         latest = logs[:, steps]
-        # logs of P(k,t)'s norm, at the most, and of what v_k makes of the room; v_k = 0 takes none of it, even of none
         most = logs[:, :steps].max(axis=0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            norms = most + np.log(_MARGIN * np.sqrt(np.square(np.exp(logs[:, :steps] - most)).mean(axis=0)))
+            sizes.append(most + np.log(_MARGIN * np.sqrt(np.square(np.exp(logs[:, :steps] - most)).mean(axis=0))))
             of_room = -np.log(room[v]) if v.ndim == 1 else np.log(np.fmax.reduce(np.abs(v) / room, axis=1, initial=0))
-            shares.append(np.fmax(np.exp(norms + of_room[::-1]), 0))
+            sources.append(of_room[::-1])  # -inf where v_k = 0, which takes no room, even of none
         if latest.max() < _GONE:
             break
-    rest = np.cumsum(np.concatenate(shares)[::-1])
+    size, source = np.concatenate(sizes), np.concatenate(sources)
+    matter = _until_below_1(size + source)
+    growth = np.log(np.linalg.norm(W, axis=0).max() * slope) if slope else -np.inf
+    moved = np.maximum(size, growth + np.append(size[:1], size[:-1]))  # |P(k+1,t)| |W_R D_k|, row by column
+    exact = _until_below_1(np.log(n * _SINGLE) + moved + source)
+    if exact < matter:
+        P_norms, v_moduli = size[exact:matter], source[exact:matter] + np.log(room.max())
+        if max(growth, P_norms.max(), v_moduli.max(), -P_norms.min(), -np.log(room.min())) > _HELD:
+            exact = matter
+    return matter, exact
+
+
+def _until_below_1(logs: Array) -> int:
+    """The number of steps after which the rest of the sum of exp(logs) is at most 1; nan counts as 0."""
+    with np.errstate(over="ignore"):
+        rest = np.cumsum(np.fmax(np.exp(logs), 0)[::-1])
     return int(np.count_nonzero(~(rest <= 1)))

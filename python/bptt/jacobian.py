@@ -38,6 +38,9 @@ _BLOCK = 104  # steps that the kernel sums together (cpp/kernel/jacobian.cpp)
 #: depends on the sum so far; and by how much more before it is asked again.
 _SMALL, _SMALLER = 2.0**-60, 2.0**-10
 
+#: Of P(t,t), that float32 may be used at all.
+_LARGE_SLOPE = 2.0**-20
+
 
 def state_jacobian(
     rnn: RNN,
@@ -232,7 +235,7 @@ class _Run:
         J = None if self.wrt == "initial" else (np.empty if self.steps else np.zeros)((n, n, self.q))
         moving = slice(None) if own.all() else own != 0
         room: Array | None = None  # of what does not matter, where that depends on the sum so far
-        end = 0  # steps up to it do not matter
+        end = middle = 0  # steps up to `end` do not matter, and for those up to `middle` float32 will do
         if J is not None and own.any() and self.steps > self._piece(n):
             pieces = self._back(a, h, self.steps, PROBES)
             _, d, v = latest = next(pieces)
@@ -241,13 +244,18 @@ class _Run:
             room = np.zeros(self.q) if tokens else rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
             if room.all():
                 rest = itertools.chain([latest], pieces)
-                left = steps_that_matter(np.eye(n)[moving], room, self.W, rest, sweep.kernel, sweep.threads)
-                room, end = None, self.steps - left
+                rows = np.eye(n)[moving]
+                matter, exact = steps_that_matter(rows, room, self.W, rest, sweep.kernel, sweep.threads)
+                room, end = None, self.steps - matter
+                if own[moving].min() > _LARGE_SLOPE:
+                    middle = self.steps - exact
         finite, small = True, _SMALL
         for begin, d, v in self._back(a, h, self.steps, n):
             more = begin + len(d) < self.steps
-            d, v = d[max(0, end - begin) :], None if v is None else v[max(0, end - begin) :]
-            finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, more, sweep.threads)
+            first = max(begin, end)
+            d, v = d[first - begin :], None if v is None else v[first - begin :]
+            single = min(max(0, middle - first), len(d))
+            finite = sweep.kernel.jacobian_by_chain(self.W, d, v, P, J, more, single, sweep.threads)
             if tick:
                 tick(len(d))
             if begin <= end or not np.abs(P).max():  # it has underflowed, and so would all that is left
@@ -260,7 +268,7 @@ class _Run:
             if size < small:
                 least = np.maximum(room, half_a_place(own, J))
                 pieces = self._back(a, h, begin, PROBES)
-                if not steps_that_matter(rows, least, self.W, pieces, sweep.kernel, sweep.threads):
+                if not steps_that_matter(rows, least, self.W, pieces, sweep.kernel, sweep.threads)[0]:
                     break
                 small = _SMALLER * size
         if J is None:
