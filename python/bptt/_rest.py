@@ -23,7 +23,7 @@ _LEAST_SLOPE = 2.0**-512  # that a factor may have; larger slopes only make the 
 _SINGLE = float(np.finfo(np.float32).eps) / 2
 _HELD = 60 * np.log(2.0)  # logs of numbers, and of products of two, that float32 holds, and what is small beside them
 _GONE = -760.0  # the log of a norm at which every number of P is 0 in float64, and stays 0
-_LATEST = 5  # steps whose rounding is asked for; that of more would not be much larger
+_LATEST = 4  # steps whose rounding is asked for; that of more would not be much larger
 
 
 @lru_cache(8)
