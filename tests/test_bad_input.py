@@ -99,6 +99,8 @@ def test_network(arguments, error, message):
     ({"dtype": "float16"}, TypeError, "dtype must be float32 or float64; got float16"),
     ({"dtype": int}, TypeError, "dtype must be float32 or float64; got int64"),
     ({"activation": "sine"}, ValueError, "activation must be one of ...; got 'sine'"),
+    ({"rng": "x"}, TypeError, "rng must be an integer, a numpy.random.Generator or None; got str"),
+    ({"rng": -1}, ValueError, "rng must be an integer >= 0; got -1"),
 )
 def test_random(arguments, error, message):
     with raises(error, message):

@@ -98,6 +98,11 @@ class JacobianChain:
         if len(sizes) != 3 or sizes[1] != sizes[2] or not sizes[1]:
             raise ValueError(f"jacobians must have shape (T, n, n) with n >= 1; got {sizes}")
         self.steps, self.n = sizes[:2]
+        together = max(1, _BYTES // (8 * self.n**2))
+        for begin in range(0, self.steps, together):
+            finite = np.isfinite(self._M[begin : begin + together]).all(axis=(1, 2))
+            if not finite.all():
+                raise ValueError(self.not_finite(begin + int(np.argmin(finite))))
 
     def factors(self, first: int, end: int) -> Factors:
         return Factors(contiguous(self._M[first:end], _FLOAT64), None, None, first)

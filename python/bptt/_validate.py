@@ -116,6 +116,17 @@ def number(name: str, value: Any, *, finite: bool) -> float:
     return float(value)
 
 
+def generator(name: str, value: Any) -> np.random.Generator:
+    if value is None or isinstance(value, np.random.Generator):
+        return np.random.default_rng(value)
+    try:
+        return np.random.default_rng(integer(name, value, 0))
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, a numpy.random.Generator or None; got {type(value).__name__}"
+        ) from None
+
+
 def precision(name: str, value: npt.DTypeLike) -> np.dtype[Any]:
     dtype = np.dtype(value)
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):

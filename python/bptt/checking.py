@@ -14,7 +14,7 @@ from bptt import _arguments, _levels, reference
 from bptt._kernel import LOSSES, Array
 from bptt._progress import Progress, Tick, meter
 from bptt._progress import check as check_progress
-from bptt._validate import as_array
+from bptt._validate import as_array, generator
 from bptt.gradient import forward, value_and_grad
 from bptt.network import RNN, WEIGHTS
 from bptt.results import Gradients, Trajectory
@@ -173,6 +173,7 @@ def check(
     _, extent = _arguments.inputs(rnn, x)
     if callable(error := _arguments.loss(rnn, loss)):
         raise TypeError("loss must be the name of an error here, not a callable")
+    directions = generator("rng", rng)
     check_progress(progress)
     y = as_array("y", y)
     _, last = _arguments.targets(rnn, y, error, extent)
@@ -203,7 +204,7 @@ def check(
         kernel = _kernel_errors(case, states, value, gradients)
         if tick:
             tick(1)
-        differences = _difference_errors(case, [name for name in kernel if hasattr(gradients, name)], rng, tick)
+        differences = _difference_errors(case, [name for name in kernel if hasattr(gradients, name)], directions, tick)
     allowed = KERNEL_TOLERANCE[rnn.dtype.name]
     comparisons = (
         Comparison(name, shape, norm, error, allowed, *differences.get(name, ()))
@@ -274,16 +275,15 @@ def _kernel_errors(
 
 
 def _difference_errors(
-    case: _Case, names: list[str], rng: int | np.random.Generator | None, tick: Tick | None
+    case: _Case, names: list[str], directions: np.random.Generator, tick: Tick | None
 ) -> dict[str, tuple[float, float]]:
     """Relative error of the reference's gradient along a random direction, and what is allowed."""
-    generator = np.random.default_rng(rng)
     value, gradients = reference.value_and_grad(*case)
     found = {}
     for name in names:
         gradient = getattr(gradients, name)
         norm = float(np.linalg.norm(gradient))
-        direction = generator.standard_normal(gradient.shape)
+        direction = directions.standard_normal(gradient.shape)
         quotient, doubt = _difference(case, name, direction, _ROUNDING * (abs(float(value)) + norm))
         slope = float((gradient * direction).sum())
         found[name] = _ratio(abs(quotient - slope), norm), DIFFERENCE_TOLERANCE + _ratio(doubt, norm)

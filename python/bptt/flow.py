@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bptt import _arguments
 from bptt._arguments import Extent
 from bptt._columns import Columns
-from bptt._factors import NetworkChain
+from bptt._factors import JacobianChain, NetworkChain
 from bptt._kernel import Array
 from bptt._memory import aligned
 from bptt._progress import Progress, part
@@ -288,22 +288,22 @@ def _of_jacobians(
     for M in chains:
         n = n or M.shape[-1]
         shape("jacobians", M, "T, n, n", (None, n, n))
-        if not n:
-            raise ValueError(f"jacobians must have shape (T, n, n) with n >= 1; got {M.shape}")
+        JacobianChain(M)  # checks them
     pulls = None
     if d_states is not None:
         pulls = _list("d_states", d_states, 2)
         if len(pulls) != len(chains):
             raise ValueError(f"d_states must be of as many sequences as jacobians, {len(chains)}; got {len(pulls)}")
-        for M, d in zip(chains, pulls, strict=True):
+        for b, (M, d) in enumerate(zip(chains, pulls, strict=True)):
             shape("d_states", d, "T, n", (len(M), n))
+            _finite(d, b)
     steps = np.array([len(M) for M in chains])
     survey = Survey(Options(n, int(steps.max()), *options), "jacobians", steps, threads)
     with survey.meter(progress) as tick:
         for b in survey.sequences.tolist():
             t, norms = survey.look(b, tick, jacobians=chains[b])
             if pulls is not None:
-                norms = survey.carried(_finite(pulls[b][t - 1], b), t, jacobians=chains[b])
+                norms = survey.carried(pulls[b][t - 1], t, jacobians=chains[b])
             survey.contribute(norms)
     return Flow(**survey.results(), of_error=pulls is not None, certificates=None)
 
@@ -372,7 +372,10 @@ def _log_activations(run: Trajectory, stops: Array, lags: int) -> Array:
 
 def _bounds(c: Certificates) -> str:
     proved = ": vanishing is proved" if c.vanishes else ": exploding is proved" if c.explodes else ""
-    lines = [f"Bounds for all inputs with slopes in the range seen, Δ <= |σ'| <= Γ{proved}"]
+    lines = [
+        f"Bounds for all inputs with slopes in the range seen, Δ <= |σ'| <= Γ{proved}",
+        "  scaled by a diagonal S: cond(S) · η^lag from above, η^lag / cond(S) from below",
+    ]
     for name, sign, bound in (
         ("‖W_R Γ‖", "<=", c.norm),
         ("ρ(|W_R| Γ)", "<=", c.absolute),

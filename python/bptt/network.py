@@ -265,7 +265,7 @@ class RNN:
         _validate.choice("init", init, INITS)
         gain = _validate.number("gain", gain, finite=True)
         wanted = _validate.precision("dtype", dtype)
-        generator = np.random.default_rng(rng)
+        generator = _validate.generator("rng", rng)
         if init == "orthogonal":
             Q, R = np.linalg.qr(generator.standard_normal((n, n)))
             W_R = gain * Q * np.sign(np.diag(R))  # the signs make it uniform (Mezzadri 2007)
