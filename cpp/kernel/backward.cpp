@@ -348,7 +348,7 @@ void BackwardPass<Real>::recursion(const Work& work, Team& team, Member member) 
     });
     if (cut.by_rows) team.barrier();
     const Rows<Real> to{s > block.first ? work.d[block.number(s - 1)] : carry, active, length_};
-    share.multiply_add(W_R_turned_, {d, active, length_}, s > block.first ? to : Rows<Real>{}, to,
+    share.multiply_add(W_R_turned_, {d, active, length_}, s > block.first ? to : Rows<Real>{}, to, s,
                        [&](std::int64_t b0, std::int64_t columns) {
                          const std::int64_t j = block.column(s) - extent + b0;
                          if (cut.by_rows || j < 0) return;

@@ -44,7 +44,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
     for (int s = block.first; s <= block.last; ++s) {
       const std::int64_t active = block.count(s);
       const Rows<Real> h_s = h.part(block.column(s), active), a_s = states.part(block.column(s), active);
-      share.multiply_add(W_R, segment.a.from(block.before(s)), h_s, h_s, [&](std::int64_t b0, std::int64_t columns) {
+      share.multiply_add(W_R, segment.a.from(block.before(s)), h_s, h_s, s, [&](std::int64_t b0, std::int64_t columns) {
         const std::int64_t j = block.column(s) + block.extent() + b0;
         if (cut.by_rows || !next_is_cold || j + columns > layout.total()) return;
         prefetch(h.part(j, columns), length);

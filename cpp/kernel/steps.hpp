@@ -184,16 +184,20 @@ class Share {
         work(b * length + panels_.begin * line<Real>, (panels_.end - panels_.begin) * line<Real>);
   }
 
-  // Y = C + W X on its part, with before(first column, columns) ahead of each of its tiles.
+  // Y = C + W X on its part, with before(first column, columns) ahead of each of its tiles. One step from the first
+  // rows to the last, the next one back: where W is too large for a cache, what is there is met first.
   template <class Before>
-  void multiply_add(const PackedMatrix<Real>& W, Rows<const Real> x, Rows<const Real> c, Rows<Real> y,
+  void multiply_add(const PackedMatrix<Real>& W, Rows<const Real> x, Rows<const Real> c, Rows<Real> y, int step,
                     Before&& before) const {
-    for (std::int64_t q = panels_.begin; q < panels_.end; q += PackedMatrix<Real>::group)
+    constexpr int group = PackedMatrix<Real>::group;
+    const std::int64_t groups = (panels_.end - panels_.begin + group - 1) / group;
+    for (std::int64_t i = 0; i < groups; ++i) {
+      const std::int64_t q = panels_.begin + (step % 2 ? groups - 1 - i : i) * group;
       each_tile(y.count, [&](std::int64_t b0, std::int64_t b1) {
-        if (q == panels_.begin) before(b0, b1 - b0);
-        W.multiply_add(x.from(b0), c.from(b0), y.part(b0, b1 - b0),
-                       {q, std::min(q + PackedMatrix<Real>::group, panels_.end)});
+        if (!i) before(b0, b1 - b0);
+        W.multiply_add(x.from(b0), c.from(b0), y.part(b0, b1 - b0), {q, std::min(q + group, panels_.end)});
       });
+    }
   }
 
  private:
