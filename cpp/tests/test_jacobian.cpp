@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <random>
+#include <utility>
 #include <vector>
 
 using namespace bptt;
@@ -28,7 +29,7 @@ struct Problem {
     for (double& w : W) w /= std::sqrt(double(n));
   }
 
-  Run run() const { return {n, steps, W.data(), d.data(), {v.data(), nullptr}, q}; }
+  Run run() const { return {n, steps, W.data(), d.data(), {v.data(), nullptr}, q, single}; }
 
   // J by the chain from P = I, on top of the canaries; one more number follows them.
   std::vector<double> by_chain(int threads, std::vector<double>* product = nullptr) const {
@@ -51,7 +52,7 @@ struct Problem {
     return J;
   }
 
-  int n, steps, q;
+  int n, steps, q, single = 0;
   std::vector<double> W, d, v;
 };
 
@@ -85,9 +86,44 @@ TEST_CASE("chain and recursion are the same sum, and touch nothing else") {
       }
 }
 
+TEST_CASE("float32 rounds the steps it is asked for, and no other") {
+  constexpr int steps = 240, q = 5;  // more than two blocks
+  for (const int n : {1, 9, 40})
+    for (const int single : {1, 30, 110, 240}) {
+      CAPTURE(n);
+      CAPTURE(single);
+      Problem problem(n, steps, q);
+      const std::vector<double> u = normal(n, 4);
+      double square = 0;
+      for (const double u_i : u) square += u_i * u_i;
+      for (int i = 0; i < n * n; ++i)  // a reflection, and slopes about 1: P keeps its size
+        problem.W[std::size_t(i)] = (i / n == i % n) - 2 * u[std::size_t(i / n)] * u[std::size_t(i % n)] / square;
+      for (double& d : problem.d) d = 1 + 0.03 * std::cos(d);
+      const auto with_sources = [&](int begin, int end) {
+        Problem part = problem;
+        for (int k = 0; k < steps; ++k)
+          for (int b = 0; b < q && (k < begin || k >= end); ++b) part.v[std::size_t(k * q + b)] = 0;
+        const auto exact = part.by_chain(1);
+        part.single = single;
+        return std::pair(exact, part.by_chain(1));
+      };
+      const auto [late, late_too] = with_sources(single, steps);
+      CHECK(late == late_too);
+      const auto [early, rounded] = with_sources(0, single);
+      double worst = 0, size = 0;
+      for (std::size_t i = 0; i < early.size(); ++i) {
+        worst = std::max(worst, std::abs(rounded[i] - early[i]));
+        size = std::max(size, std::abs(early[i] - canary));
+      }
+      CHECK(worst > 0);
+      CHECK(worst <= steps * 0x1p-24 * size);
+    }
+}
+
 TEST_CASE("the number of threads changes no bit of a Jacobian") {
   for (const int n : {9, 40, 72}) {
-    const Problem problem(n, 70, 19);
+    Problem problem(n, 70, 19);
+    problem.single = n / 2;
     const auto chain = problem.by_chain(1), recursion = problem.by_recursion(1);
     for (const int threads : {2, 3, 5}) {
       CHECK(problem.by_chain(threads) == chain);

@@ -77,7 +77,8 @@ def state_jacobian(
         t in 0 .. T; negative ones count from the end, where -1 is T.
     method : {"chain", "recursion"}
         The sum above from its last term back, n^2 (n + q) multiply-adds a step where v_k = a_{k-1}, x_k or 1 has q
-        numbers, and as long as the rest is above the bound on its rounding; or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1}
+        numbers, and as long as the rest is above the bound on its rounding (the earliest steps in float32, if the bound
+        on what that rounds is below it too); or J_k = I ⊗ v_k^T + W_R D_{k-1} J_{k-1}
         from k = 1 on (article Lemma 2, corrected; real-time recurrent learning, Williams 1989), n^3 q multiply-adds a
         step. They agree to rounding while P and J stay in the range of float64: what falls below 2.2e-308 on the way
         is 0 from there on. The chain keeps all states, the recursion a segment of them.
