@@ -259,6 +259,16 @@ def test_states_that_are_not_finite_are_said_once(level):
         assert len(caught) == 1
 
 
+@pytest.mark.parametrize("activation", ["identity", "tanh"])
+def test_nothing_is_left_out_where_states_are_not_finite(level, monkeypatch, activation):
+    monkeypatch.setattr(jacobian, "_FLOP", 1)  # so that it would be asked
+    rnn = bptt.RNN([[4.0]], [[1.0]], activation=activation)
+    x = np.ones((700, 1))
+    x[-10:] = np.inf if activation == "identity" else np.nan
+    for wrt in ("W_R", "W_I", "b_R"):
+        assert not np.isfinite(bptt.state_jacobian(rnn, x, wrt=wrt, nonfinite="ignore")).any()
+
+
 def test_the_first_step_that_is_not_finite_is_named(level):
     """4^t leaves the range of float64 at t = 512, and b_R's derivative, their sum, with it."""
     rnn = bptt.RNN([[4.0]], [[1.0]])

@@ -243,7 +243,9 @@ class _Run:
             assert v is not None
             tokens = v.ndim == 1  # most are not among the latest steps
             room = np.zeros(self.q) if tokens else rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
-            if room.all():
+            if not np.isfinite(own.sum() + room.sum()):  # nothing can be left out
+                room = None
+            elif room.all():
                 rest = itertools.chain([latest], pieces)
                 rows = np.eye(n)[moving]
                 matter, exact = steps_that_matter(rows, room, self.W, rest, sweep.kernel, sweep.threads)
