@@ -26,24 +26,29 @@ bool finite(const double* numbers, std::int64_t count) {
   return trace == 0;
 }
 
-// What the steps of a run have in common, in one precision.
+// W_R and v as the products take them, for the steps of a run that are in this precision.
 template <class Real>
 struct Operands {
-  Operands() = default;
-  explicit Operands(const Run& run)
-      : W_turned(run.n, run.n),
+  Operands(const Run& run_, std::int64_t begin, std::int64_t end)
+      : run(run_),
+        first(begin),
+        steps(end - begin),
         strips(run.v.x ? row_length<Real>(int(run.q)) / line<Real> : 0),
-        v(strips * run.steps * line<Real>) {}
+        W_turned(run.n, run.n),
+        v(strips * steps * line<Real>) {}
 
-  // Its share of a thread.
-  void pack(const Run& run, int rank, int ranks) {
+  // A thread's share.
+  void pack(int rank, int ranks) {
+    if (!steps) return;
     W_turned.pack(run.W_R, 1, run.n, part(W_turned.panels(), 1, rank, ranks));
     for (std::int64_t i = rank; i < strips; i += ranks)
-      pack_strip(run.v.x, run.q, run.steps, i * line<Real>, run.q, line<Real>, v.data() + i * run.steps * line<Real>);
+      pack_strip(run.v.x + first * run.q, run.q, steps, i * line<Real>, run.q, line<Real>,
+                 v.data() + i * steps * line<Real>);
   }
 
+  const Run& run;
+  std::int64_t first, steps, strips;
   PackedMatrix<Real> W_turned;
-  std::int64_t strips = 0;
   Buffer<Real> v;
 };
 
@@ -51,54 +56,57 @@ struct Operands {
 template <class Real>
 class Block {
  public:
-  Block() = default;
-  Block(const Run& run, const Operands<Real>& operands)
-      : run_(&run),
-        operands_(&operands),
-        length_(row_length<Real>(run.n)),
+  explicit Block(const Operands<Real>& operands)
+      : run_(operands.run),
+        operands_(operands),
+        top_(std::min(operands.steps, block_steps)),
+        length_(row_length<Real>(run_.n)),
         step_(tile::max_columns * length_ + line<Real>),  // lines of one number are spread over the sets of a cache
-        history_((block_steps + 1) * step_) {}
+        history_((top_ + 1) * step_) {}
 
   template <class From>
   void start(Rows<From> rows) {
-    for (std::int64_t r = 0; r < rows.count; ++r) std::copy_n(rows[r], run_->n, at(block_steps) + r * length_);
+    for (std::int64_t r = 0; r < rows.count; ++r) std::copy_n(rows[r], run_.n, at(0) + r * length_);
   }
 
   // Back over the `count` steps before `last`.
   void back(std::int64_t rows, std::int64_t last, std::int64_t count) {
-    for (std::int64_t s = block_steps; s > block_steps - count; --s) {
-      Real* to = at(s - 1);
-      operands_->W_turned.multiply_add({at(s), rows, length_}, {}, {to, rows, length_},
-                                       {0, operands_->W_turned.panels()});
-      const double* d = run_->d + (last - 1 - (block_steps - s)) * run_->n;
+    for (std::int64_t i = 0; i < count; ++i) {
+      Real* to = at(i + 1);
+      operands_.W_turned.multiply_add({at(i), rows, length_}, {}, {to, rows, length_},
+                                      {0, operands_.W_turned.panels()});
+      const double* d = run_.d + (last - 1 - i) * run_.n;
       for (std::int64_t r = 0; r < rows; ++r, to += length_)
-        for (int i = 0; i < run_->n; ++i) to[i] *= Real(d[i]);
+        for (int a = 0; a < run_.n; ++a) to[a] *= Real(d[a]);
     }
   }
 
-  Rows<Real> product(std::int64_t rows, std::int64_t count) const { return {at(block_steps - count), rows, length_}; }
+  // What they have led to.
+  Rows<Real> product(std::int64_t rows, std::int64_t count) const { return {at(count), rows, length_}; }
 
   // J(a, b) (+)= sum over those steps of p(a) v(b), for row r of P and its rows J of the result.
   void add(std::int64_t r, std::int64_t last, std::int64_t count, double* J, bool fresh) const {
-    const Real* p = at(block_steps - count + 1) + r * length_;
-    const std::int64_t q = run_->q, first = last - count;
-    if (run_->v.tokens) {
-      if (fresh) std::fill_n(J, run_->n * q, 0.0);
+    const Real* p = at(count - 1) + r * length_;
+    const std::int64_t q = run_.q, first = last - count;
+    if (run_.v.tokens) {
+      if (fresh) std::fill_n(J, run_.n * q, 0.0);
       for (std::int64_t s = count; s-- > 0;)
-        for (int a = 0; a < run_->n; ++a) J[a * q + run_->v.tokens[first + s]] += double(p[s * step_ + a]);
+        for (int a = 0; a < run_.n; ++a) J[a * q + run_.v.tokens[first + s]] += double(p[s * step_ + a]);
       return;
     }
-    const Strips<Real> v{operands_->v.data() + first * line<Real>, run_->steps * line<Real>, line<Real>};
-    for (std::int64_t strip = 0; strip * tile::outer_height < run_->n; ++strip)
-      outer_sum(p + strip * tile::outer_height, step_, strip, v, count, Sum{J, q, run_->n, q, fresh});
+    const Strips<Real> v{operands_.v.data() + (first - operands_.first) * line<Real>, operands_.steps * line<Real>,
+                         line<Real>};
+    for (std::int64_t strip = 0; strip * tile::outer_height < run_.n; ++strip)
+      outer_sum(p + strip * tile::outer_height, step_, strip, v, count, Sum{J, q, run_.n, q, fresh});
   }
 
  private:
-  Real* at(std::int64_t s) const { return history_.data() + s * step_; }
+  // After so many steps back.
+  Real* at(std::int64_t count) const { return history_.data() + (top_ - count) * step_; }
 
-  const Run* run_ = nullptr;
-  const Operands<Real>* operands_ = nullptr;
-  std::int64_t length_ = 0, step_ = 0;
+  const Run& run_;
+  const Operands<Real>& operands_;
+  std::int64_t top_, length_, step_;
   Buffer<Real> history_;
 };
 
@@ -143,17 +151,16 @@ bool jacobian_by_chain(const Run& run, Rows<double> P, double* J, bool more, int
   const int size = team_size(threads, double(run.steps) * n * n * (n + run.q));
   // An even number of tiles: what two threads do then takes equally long.
   const ColumnTiles tiles(n, ((n + tile::max_columns - 1) / tile::max_columns + 3) / 4 * 4);
-  Operands<double> exact(run);
-  Operands<float> rest = run.single ? Operands<float>(run) : Operands<float>();
+  Operands<double> exact(run, run.single, run.steps);
+  Operands<float> rest(run, 0, run.single);
   std::vector<ChainRows> own;
-  for (int i = 0; i < size; ++i)
-    own.push_back({Block<double>(run, exact), run.single ? Block<float>(run, rest) : Block<float>()});
+  for (int i = 0; i < size; ++i) own.push_back({Block<double>(exact), Block<float>(rest)});
   std::atomic<bool> all_finite = true;
 
   Team::run(size, [&](Team& team, int rank) {
     const FlushDenormals flush;
-    exact.pack(run, rank, team.size());
-    if (run.single) rest.pack(run, rank, team.size());
+    exact.pack(rank, team.size());
+    rest.pack(rank, team.size());
     team.barrier();
     for (std::int64_t i = rank; i < tiles.tiles; i += team.size()) {
       const std::int64_t begin = tiles.begin(i), rows = tiles.end(i) - begin, numbers = n * run.q;

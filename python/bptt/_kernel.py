@@ -242,7 +242,7 @@ class Kernel(Protocol):
         P: Array,  # (n, ld), 0 beyond n: P(t1) (becomes P(t0))
         J: Array | None,  # (n, n, q) (written, or added to); None without v
         more: bool,  # whether J holds the sum over later steps
-        single: int,  # how many of the first steps are gone through, and summed, in float32
+        single: int,  # how many of the first of them, 0 .. L, are gone through, and summed, in float32
         threads: int,
     ) -> bool:
         """J (+)= sum_k P(k) ⊗ v_k^T, the last step first, P(k-1) = P(k) W_R D_{k-1}. Returns whether J is finite."""
