@@ -33,15 +33,15 @@ Network<Real> network(const py::tuple& t, const Array* x = nullptr) {
           static_cast<Output>(t[8].cast<int>())};
 }
 
+// C: those of the steps t0+1 .. t1.
 std::int64_t columns(const py::array_t<std::int64_t>& counts) {
-  if (counts.size() < 2) throw py::value_error("counts must hold L + 2 numbers");
+  const py::ssize_t size = counts.size();
+  if (size < 2) throw py::value_error("counts must hold L + 2 numbers");
   const std::int64_t* c = counts.data();
-  std::int64_t total = 0;
-  for (py::ssize_t s = 0; s < counts.size(); ++s) {
-    if (c[s] < 0 || (s > 0 && c[s] > c[s - 1])) throw py::value_error("counts must not be negative and not increase");
-    if (s > 0 && s < counts.size() - 1) total += c[s];
-  }
-  return total;
+  bool right = c[size - 1] >= 0;
+  for (py::ssize_t s = 1; s < size; ++s) right &= c[s] <= c[s - 1];
+  if (!right) throw py::value_error("counts must not be negative and not increase");
+  return std::accumulate(c + 1, c + size - 1, std::int64_t{0});
 }
 
 template <class Real>
@@ -115,7 +115,7 @@ std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::
     using Real = decltype(real);
     const auto n = network<Real>(net, &x);
     const auto s = segment(n, x, counts, a, h);
-    const std::int64_t C = columns(counts), nn = n.n;
+    const std::int64_t C = s.a.count - s.counts[0], nn = n.n;
     std::vector<Sums> parts;
     for (const py::handle part : sums) {
       const auto t = py::reinterpret_borrow<py::tuple>(part);

@@ -16,6 +16,12 @@ enum class Activation { identity, tanh, logistic, relu, leaky_relu, elu, softplu
 template <class Real>
 inline constexpr Real leaky_slope = Real(0.01);
 
+// Whether a state with a number that is not finite makes every later one so: W has nothing finite to give then, and
+// sigma must not send an infinity to a finite number where sigma itself can come to one.
+inline bool keeps_nonfinite(Activation activation) {
+  return activation != Activation::relu && activation != Activation::elu && activation != Activation::softplus;
+}
+
 namespace detail {
 
 // sigma(h) of one vector.

@@ -395,10 +395,9 @@ void BackwardPass<Real>::add_sums(const Work& work, Member member) {
           });
 
   const Range numbers = member.part(length_, line<Real>);
-  if (!column_sums<Real>(work.d, width, numbers, n, work.sums.b)) {
-    const std::int64_t j = find_nonfinite<Real>(work.d, width, n, true);
-    block.each_piece(j, j + 1, [&](std::int64_t at, std::int64_t, std::int64_t) { raise_to(bad_, at); });
-  }
+  if (!column_sums<Real>(work.d, width, numbers, n, work.sums.b))
+    if (const std::int64_t j = find_nonfinite<Real>(work.d, width, n, true); j >= 0)
+      block.each_piece(j, j + 1, [&](std::int64_t at, std::int64_t, std::int64_t) { raise_to(bad_, at); });
   if (work.has_errors && work.sums.b_O) {
     const std::int64_t z_length = readout_->z_length();
     column_sums<Real>({stage.e.data(), width, z_length}, width, member.part(z_length, line<Real>), m, work.sums.b_O);

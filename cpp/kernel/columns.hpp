@@ -106,20 +106,16 @@ std::int64_t find_nonfinite(Rows<const Real> rows, std::int64_t count, int n, bo
   return -1;
 }
 
-// Sums of numbers first..last of each of the columns; false if one of them is not finite.
+// Adds up numbers first..last over the columns. False if a sum is not finite: then one of them may not be.
 template <class Real>
 bool column_sums(Rows<const Real> rows, std::int64_t columns, Range numbers, std::int64_t valid, double* sums) {
   bool finite = true;
   for (std::int64_t r = numbers.begin; r < numbers.end; r += lanes<Real>) {
-    Vector<Real> sum{}, trace{};
-    for (std::int64_t j = 0; j < columns; ++j) {
-      const Vector<Real> v = load(rows[j] + r);
-      sum += v;
-      trace += v * Real(0);
-    }
+    Vector<Real> sum{};
+    for (std::int64_t j = 0; j < columns; ++j) sum += load(rows[j] + r);
     for (std::int64_t i = r; i < std::min(valid, r + lanes<Real>); ++i) {
       if (sums) sums[i] += double(sum[i - r]);
-      finite = finite && trace[i - r] == 0;
+      finite &= std::abs(sum[i - r]) <= std::numeric_limits<Real>::max();
     }
   }
   return finite;

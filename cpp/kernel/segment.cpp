@@ -28,15 +28,27 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
       for (std::int64_t i = 0; i < length; ++i) h[j][i] = bias.data()[i] + column[i];
     }
   };
-  const auto check = [&](std::int64_t first, std::int64_t, std::int64_t columns) {
-    bool finite = column_sums<Real>(states.from(first), columns, {0, length}, n, nullptr);
-    if (segment.h) finite = column_sums<Real>(h.from(first), columns, {0, length}, n, nullptr) && finite;
-    if (finite) return;
+  const auto finite = [&](Rows<const Real> rows, std::int64_t columns) {
+    return column_sums<Real>(rows, columns, {0, length}, n, nullptr);
+  };
+  const auto scan = [&](std::int64_t first, std::int64_t, std::int64_t columns) {
+    if (finite(states.from(first), columns) && (!segment.h || finite(h.from(first), columns))) return;
     std::int64_t j = find_nonfinite<Real>(states.from(first), columns, n, false);
     if (segment.h)
       if (const std::int64_t i = find_nonfinite<Real>(h.from(first), columns, n, false); i >= 0 && (j < 0 || i < j))
         j = i;
-    raise_to(bad, layout.total() - (first + j));
+    if (j >= 0) raise_to(bad, layout.total() - (first + j));
+  };
+  const auto check = [&](const Block& block, Member member) {
+    if (segment.h || !keeps_nonfinite(net.activation)) return each_chunk(block, member, scan);
+    bool clean = true;
+    for (int s = block.first; s <= block.last; ++s) {  // the last states of each sequence in the block
+      const std::int64_t going_on = s < block.last ? block.count(s + 1) : 0;
+      const Range own = member.part(block.count(s) - going_on);
+      if (own.begin < own.end)
+        clean &= finite(states.from(block.column(s) + going_on + own.begin), own.end - own.begin);
+    }
+    if (!clean) block.each_piece(0, block.width, scan);
   };
   const auto recursion = [&](const Block& block, Team& team, Member member, bool next_is_cold) {
     const Cut<Real> cut(n, B, block);
@@ -76,7 +88,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
         all.barrier();
         if (rank == 0 && k >= 0 && k < blocks) recursion(layout.block(k), all, alone, false);
         if (rank > 0 && k + 1 < blocks) each_chunk(layout.block(k + 1), other, add_inputs);
-        if (rank > 0 && k > 0) each_chunk(layout.block(k - 1), other, check);
+        if (rank > 0 && k > 0) check(layout.block(k - 1), other);
       }
       return;
     }
@@ -90,7 +102,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
           team.barrier();
           recursion(block, team, own, true);
           team.barrier();
-          each_chunk(block, own, check);
+          check(block, own);
         }
       });
     }

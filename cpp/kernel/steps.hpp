@@ -59,7 +59,7 @@ struct Block {
   // Of step s. Also of the one after the last: how many go on.
   std::int64_t count(int s) const { return std::clamp(counts[s], ranks.begin, ranks.end) - ranks.begin; }
   // Its first column: by number, in memory, and what lies in memory one step before it, counted from a_t0.
-  std::int64_t number(int s) const { return whole ? rows[s] - rows[first] : numbers[std::size_t(s - first)]; }
+  std::int64_t number(int s) const { return numbers[s] - numbers[first]; }
   std::int64_t column(int s) const { return rows[s] - counts[0] + ranks.begin; }
   std::int64_t before(int s) const { return rows[s - 1] + ranks.begin; }
 
@@ -70,7 +70,7 @@ struct Block {
   template <class Work>
   void each_piece(std::int64_t begin, std::int64_t end, Work&& work) const {
     if (whole) return work(column(first) + begin, begin, end - begin);
-    int s = first + int(std::upper_bound(numbers.begin(), numbers.end(), begin) - numbers.begin()) - 1;
+    int s = int(std::upper_bound(numbers + first, numbers + last + 1, numbers[first] + begin) - numbers) - 1;
     for (; begin < end; ++s) {
       const std::int64_t stop = std::min(end, number(s) + count(s));
       if (begin < stop) work(column(s) + begin - number(s), begin, stop - begin);
@@ -78,8 +78,7 @@ struct Block {
     }
   }
 
-  const std::int64_t *counts, *rows;  // of all steps of the segment
-  std::vector<std::int64_t> numbers;  // step by step; of a whole, they follow from the rows
+  const std::int64_t *counts, *rows, *numbers;  // of all steps of the segment; its columns counted through all blocks
 };
 
 // Where the columns of each step lie. Rows of a begin with the carried states, so column j of the segment is row j +
@@ -89,6 +88,8 @@ class Layout {
   Layout(int steps, const std::int64_t* counts, std::int64_t most_columns, int parts)
       : counts_(counts), row_(std::size_t(steps) + 2), parts_(parts) {
     for (int s = 0; s <= steps; ++s) row_[std::size_t(s) + 1] = row_[std::size_t(s)] + counts[s];
+    if (parts > 1)
+      for (int i = 0; i < parts; ++i) numbers_.emplace_back(row_.size());
     for (int s = 0; s < steps;) {
       const int first = s + 1;
       const std::int64_t begin = row_[std::size_t(first)];
@@ -119,20 +120,19 @@ class Layout {
 
  private:
   void add_block(int first, int last, int part) {
-    Block b{first, last, bptt::part(counts_[first], 1, part, parts_), parts_ == 1, false, 0, counts_, row_.data(), {}};
-    if (b.whole) b.width = b.number(last + 1);
-    for (int s = first; s <= last && !b.whole; ++s) {
-      b.numbers.push_back(b.width);
-      b.width += b.count(s);
-    }
-    b.even = counts_[first - 1] == counts_[last];
+    const bool whole = parts_ == 1, even = counts_[first - 1] == counts_[last];
+    std::int64_t* const numbers = whole ? row_.data() : numbers_[std::size_t(part)].data();
+    Block b{first, last, bptt::part(counts_[first], 1, part, parts_), whole, even, 0, counts_, row_.data(), numbers};
+    for (int s = first; s <= last && !whole; ++s) numbers[s + 1] = numbers[s] + b.count(s);
+    b.width = b.number(last + 1);
     widest_ = std::max(widest_, b.width);
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(b);
   }
   bool same_ranks(int k, int l) const { return parts_ == 1 || counts_[block(k).first] == counts_[block(l).first]; }
 
   const std::int64_t* counts_;
   std::vector<std::int64_t> row_;
+  std::vector<std::vector<std::int64_t>> numbers_;  // of the parts' columns; of a whole, its rows
   std::vector<Block> blocks_;
   int parts_;
   std::int64_t widest_ = 0;
