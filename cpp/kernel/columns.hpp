@@ -16,15 +16,20 @@
 
 namespace bptt {
 
+// Chains of additions under way at once, so that none waits for its last.
+inline constexpr int chains = 4;
+
 // Adds the values to the total: `unit` after `unit`, counted from the first, the last of them first.
 inline double add_units(const double* values, std::int64_t count, std::int64_t unit, double total) {
   for (std::int64_t end = count; end > 0;) {
     const std::int64_t begin = (end - 1) / unit * unit;
-    Vector<double> sums{};
+    constexpr int many = chains * lanes<double>;
+    Vector<double> chain[chains] = {};
     std::int64_t i = begin;
-    for (; i + lanes<double> <= end; i += lanes<double>) sums += load(values + i);
+    for (; i + many <= end; i += many)
+      for (int k = 0; k < chains; ++k) chain[k] += load(values + i + k * lanes<double>);
     double sum = 0;
-    for (int lane = 0; lane < lanes<double>; ++lane) sum += sums[lane];
+    for (int lane = 0; lane < many; ++lane) sum += chain[lane / lanes<double>][lane % lanes<double>];
     for (; i < end; ++i) sum += values[i];
     total += sum;
     end = begin;
@@ -82,12 +87,13 @@ inline void pick(const std::byte* block, std::int64_t steps, std::int64_t B, con
 template <class Integer>
 std::int64_t find_outside(const Integer* indices, std::int64_t count, std::int64_t limit) {
   using Natural = std::make_unsigned_t<Integer>;  // what is negative is huge there
+  const Natural last = Natural(limit) - 1;
   constexpr std::int64_t many = 1024;
   for (std::int64_t begin = 0; begin < count; begin += many) {
     const std::int64_t end = std::min(count, begin + many);
-    Natural most = 0;
-    for (std::int64_t i = begin; i < end; ++i) most = std::max(most, Natural(indices[i]));
-    if (most < Natural(limit)) continue;
+    Natural signs = 0;  // of i or last - i, where one of them is negative
+    for (std::int64_t i = begin; i < end; ++i) signs |= Natural(indices[i]) | (last - Natural(indices[i]));
+    if (Integer(signs) >= 0) continue;
     for (std::int64_t i = begin;; ++i)
       if (Natural(indices[i]) >= Natural(limit)) return i;
   }
@@ -111,8 +117,12 @@ template <class Real>
 bool column_sums(Rows<const Real> rows, std::int64_t columns, Range numbers, std::int64_t valid, double* sums) {
   bool finite = true;
   for (std::int64_t r = numbers.begin; r < numbers.end; r += lanes<Real>) {
-    Vector<Real> sum{};
-    for (std::int64_t j = 0; j < columns; ++j) sum += load(rows[j] + r);
+    Vector<Real> chain[chains] = {};
+    std::int64_t j = 0;
+    for (; j + chains <= columns; j += chains)
+      for (int k = 0; k < chains; ++k) chain[k] += load(rows[j + k] + r);
+    for (; j < columns; ++j) chain[0] += load(rows[j] + r);
+    const Vector<Real> sum = (chain[0] + chain[1]) + (chain[2] + chain[3]);
     for (std::int64_t i = r; i < std::min(valid, r + lanes<Real>); ++i) {
       if (sums) sums[i] += double(sum[i - r]);
       finite &= std::abs(sum[i - r]) <= std::numeric_limits<Real>::max();
