@@ -44,9 +44,9 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
     bool clean = true;
     for (int s = block.first; s <= block.last; ++s) {  // the last states of each sequence in the block
       const std::int64_t going_on = s < block.last ? block.count(s + 1) : 0;
+      if (block.count(s) == going_on) continue;
       const Range own = member.part(block.count(s) - going_on);
-      if (own.begin < own.end)
-        clean &= finite(states.from(block.column(s) + going_on + own.begin), own.end - own.begin);
+      clean &= finite(states.from(block.column(s) + going_on + own.begin), own.end - own.begin);
     }
     if (!clean) block.each_piece(0, block.width, scan);
   };
