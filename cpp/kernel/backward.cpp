@@ -83,8 +83,8 @@ class BackwardPass {
   // a_t is found among the strips of a_{t-1}, this many columns on; 0 where it is not.
   static std::int64_t ahead(const Block& block) { return block.even ? block.count(block.first) : 0; }
   // Rows of at most so many numbers are read as strips where they stand: of longer ones, too many begin in the same
-  // places of a cache.
-  static constexpr std::int64_t narrow = 32 * line<Real>;
+  // places of a cache. Where that begins to cost more than packing is measured.
+  static constexpr std::int64_t narrow = (vector_bytes == 64 ? 32 : 4) * line<Real>;
   bool are_strips(const Block& block) const { return block.even && length_ <= narrow; }
   bool x_is_strip(const Block& block) const { return net_.p == line<Real> && (block.even || block.whole); }
   // Rows of `length` numbers as strips: those of the block, step by step.
@@ -286,7 +286,7 @@ void BackwardPass<Real>::pack_strips(const Work& work, Member member) {
   const Block& block = work.block;
   const int n = net_.n, p = net_.p;
   const auto pack = [](const Real* rows, std::int64_t step, std::int64_t columns, std::int64_t q, int count, Real* to) {
-    pack_strip<Real>(rows, step, columns, q * line<Real>, count, line<Real>, to);
+    pack_strip<line<Real>>(rows, step, columns, q * line<Real>, count, to);
   };
   const auto each_strip = [&](int count, auto&& action) {
     for (std::int64_t q = member.rank; q * line<Real> < count; q += member.size) action(q);
@@ -379,7 +379,7 @@ void BackwardPass<Real>::add_sums(const Work& work, Member member) {
     const std::int64_t first = strip * tile::outer_height;
     Real* const u = strip_[std::size_t(member.thread)].data();
     if (step <= narrow) return to_sums(rows + first, step, strip);
-    pack_strip<Real>(rows, step, width, first, count, tile::outer_height, u);
+    pack_strip<tile::outer_height>(rows, step, width, first, count, u);
     to_sums(u, std::int64_t{tile::outer_height}, strip);
   };
   for (std::int64_t i = own.begin; i < own.end; ++i)

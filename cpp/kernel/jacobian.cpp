@@ -42,8 +42,8 @@ struct Operands {
     if (!steps) return;
     W_turned.pack(run.W_R, 1, run.n, part(W_turned.panels(), 1, rank, ranks));
     for (std::int64_t i = rank; i < strips; i += ranks)
-      pack_strip(run.v.x + first * run.q, run.q, steps, i * line<Real>, run.q, line<Real>,
-                 v.data() + i * steps * line<Real>);
+      pack_strip<line<Real>>(run.v.x + first * run.q, run.q, steps, i * line<Real>, run.q,
+                             v.data() + i * steps * line<Real>);
   }
 
   const Run& run;

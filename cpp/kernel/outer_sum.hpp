@@ -104,14 +104,14 @@ void outer_sum(const Real* u, std::int64_t u_step, std::int64_t strip, Strips<Re
 
 // Copies numbers first..first+width of each column, rows of memory of `count` numbers, to a strip; zeros beyond the
 // last.
-template <class Source, class Real>
+template <int width, class Source, class Real>
 void pack_strip(const Source* rows, std::int64_t row_step, std::int64_t columns, std::int64_t first, std::int64_t count,
-                int width, Real* strip) {
+                Real* strip) {
   const std::int64_t full = std::clamp<std::int64_t>(count - first, 0, width);
   for (std::int64_t j = 0; j < columns; ++j, strip += width) {
     const Source* from = rows + j * row_step + first;
-    if (full == width)
-      for (int r = 0; r < width; ++r) strip[r] = Real(from[r]);
+    if (full == width)  // a few moves, no loop
+      std::copy_n(from, width, strip);
     else
       for (int r = 0; r < width; ++r) strip[r] = r < full ? Real(from[r]) : Real(0);
   }

@@ -97,12 +97,11 @@ TEST_CASE_TEMPLATE("a sum of outer products touches its own rows and columns onl
       const std::int64_t strips = (v_count + line<Real> - 1) / line<Real>;
       const Buffer<Real> v_strips(strips * columns * line<Real>), u_strip(columns * tile::outer_height);
       for (std::int64_t q = 0; q < strips; ++q)
-        pack_strip<Real>(v.data(), v_count, columns, q * line<Real>, v_count, line<Real>,
-                         v_strips.data() + q * columns * line<Real>);
+        pack_strip<line<Real>>(v.data(), v_count, columns, q * line<Real>, v_count,
+                               v_strips.data() + q * columns * line<Real>);
       std::vector<double> sums(std::size_t(u_count * v_count + 1), 0.25);
       for (std::int64_t strip = 0; strip * tile::outer_height < u_count; ++strip) {
-        pack_strip<Real>(u.data(), u_count, columns, strip * tile::outer_height, u_count, tile::outer_height,
-                         u_strip.data());
+        pack_strip<tile::outer_height>(u.data(), u_count, columns, strip * tile::outer_height, u_count, u_strip.data());
         outer_sum(u_strip.data(), std::int64_t{tile::outer_height}, strip,
                   Strips<Real>{v_strips.data(), columns * line<Real>, line<Real>}, columns,
                   Sum{sums.data(), v_count, u_count, v_count});
