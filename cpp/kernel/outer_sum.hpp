@@ -110,8 +110,8 @@ void pack_strip(const Source* rows, std::int64_t row_step, std::int64_t columns,
   const std::int64_t full = std::clamp<std::int64_t>(count - first, 0, width);
   for (std::int64_t j = 0; j < columns; ++j, strip += width) {
     const Source* from = rows + j * row_step + first;
-    if (full == width)  // a few moves, no loop
-      std::copy_n(from, width, strip);
+    if (std::is_same_v<Source, Real> && full == width)  // a few moves, no loop and no call
+      std::memcpy(strip, from, width * sizeof(Real));
     else
       for (int r = 0; r < width; ++r) strip[r] = r < full ? Real(from[r]) : Real(0);
   }
