@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bptt
-from support import B, M, N, P, T, problem
+from support import ACTIVATIONS, B, M, N, P, T, problem
 
 pytestmark = pytest.mark.usefixtures("level")
 
@@ -40,6 +40,31 @@ def test_the_place_in_a_ragged_batch():
     x[4, 2], x[4, 0] = np.nan, 0
     with pytest.raises(FloatingPointError, match=PLACE):
         bptt.forward(rnn, x, lengths=lengths, nonfinite="raise")
+
+
+@pytest.mark.parametrize(
+    ("size", "t", "b", "bad"), [(9, 3, 4, np.inf), (9, 70, 8, np.nan), (16, 99, 0, np.nan), (1, 50, 0, np.inf)]
+)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_first_of_many_states_is_named(activation, ragged, size, t, b, bad):
+    """Also where later states are finite again: relu of what an infinite state gives with weights below 0 is 0."""
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(3, 8, 5, activation=activation, rng=rng).replace(W_R=-np.ones((8, 8)), W_I=np.ones((8, 3)))
+    x, y = rng.standard_normal((100, size, 3)), rng.integers(5, size=(100, size))
+    x[t, b] = bad
+    lengths = None
+    if ragged:
+        lengths = rng.integers(1, 100, size)
+        lengths[b] = t + 1  # at its sequence's last step
+    trajectory = bptt.forward(rnn, x, lengths=lengths, nonfinite="ignore")
+    wrong = ~np.isfinite(trajectory.activations[1:]).all(axis=-1)
+    assert wrong.any() == (np.isnan(bad) or activation not in ("tanh", "logistic", "softsign"))
+    with warnings.catch_warnings(record=True) as met:
+        warnings.simplefilter("always")
+        bptt.value_and_grad(rnn, x, y, lengths=lengths)
+    place = f"the state is not finite: first at step t = {t + 1} of sequence b = {b} "
+    assert any(place in str(warning.message) for warning in met) == wrong.any()
 
 
 @pytest.mark.usefixtures("grid")

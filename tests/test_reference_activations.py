@@ -96,6 +96,7 @@ LIMITS = {
     "leaky_relu": (-np.inf, np.inf),
     "elu": (-1, np.inf),
     "softplus": (0, np.inf),
+    "softsign": (-1, 1),
 }
 
 

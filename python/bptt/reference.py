@@ -79,6 +79,13 @@ def softplus(h: Array) -> Array:
     return np.where(h.real < 0, 0, h) + np.log1p(decay(h))
 
 
+def softsign(h: Array) -> Array:
+    """h / (1 + |h|), +-1 at infinity."""
+    near: Array = np.where(np.isinf(h), np.sign(h.real) * 2.0**100, h)
+    quotient: Array = near / (1 + modulus(near))
+    return quotient
+
+
 ACTIVATIONS = {
     "identity": Activation(
         sigma=lambda h: h,
@@ -116,7 +123,7 @@ ACTIVATIONS = {
         log_derivative=lambda h: -softplus(-h),
     ),
     "softsign": Activation(
-        sigma=lambda h: h / (1 + modulus(h)),
+        sigma=softsign,
         derivative=lambda h: 1 / (1 + modulus(h)) ** 2,
         log_derivative=lambda h: -2 * np.log1p(modulus(h)),
     ),
