@@ -1,5 +1,7 @@
 #include "kernel/segment.hpp"
 
+#include <numeric>
+
 #include "arguments.hpp"
 #include "kernel/steps.hpp"
 

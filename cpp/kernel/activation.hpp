@@ -16,8 +16,8 @@ enum class Activation { identity, tanh, logistic, relu, leaky_relu, elu, softplu
 template <class Real>
 inline constexpr Real leaky_slope = Real(0.01);
 
-// Whether a state with a number that is not finite makes every later one so: W has nothing finite to give then, and
-// sigma must not send an infinity to a finite number where sigma itself can come to one.
+// Whether one number of a state that is not finite leaves nothing finite of its sequence's later states: W a has
+// nothing finite then, and sigma keeps it so. tanh is 1 at infinity, but then a itself held nan, and W a does.
 inline bool keeps_nonfinite(Activation activation) {
   return activation != Activation::relu && activation != Activation::elu && activation != Activation::softplus;
 }

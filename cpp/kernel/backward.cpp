@@ -86,7 +86,7 @@ class BackwardPass {
   // places of a cache. Where that begins to cost more than packing is measured.
   static constexpr std::int64_t narrow = (vector_bytes == 64 ? 32 : 4) * line<Real>;
   bool are_strips(const Block& block) const { return block.even && length_ <= narrow; }
-  bool x_is_strips(const Block& block) const {
+  bool x_are_strips(const Block& block) const {
     return net_.p % line<Real> == 0 && net_.p <= narrow && (block.even || block.whole);
   }
   // Rows of `length` numbers as strips: those of the block, step by step.
@@ -309,7 +309,7 @@ void BackwardPass<Real>::pack_strips(const Work& work, Member member) {
         pack(r_[j], length_, count, q, n, to + number * line<Real>);
       });
     });
-  if (work.stage.x_strips && !x_is_strips(block))
+  if (work.stage.x_strips && !x_are_strips(block))
     each_strip(p, [&](std::int64_t q) {
       Real* const to = work.stage.x_strips.data() + q * block.width * line<Real>;
       block.each_piece(0, block.width, [&](std::int64_t j, std::int64_t number, std::int64_t count) {
@@ -368,8 +368,8 @@ void BackwardPass<Real>::add_sums(const Work& work, Member member) {
   const std::int64_t width = block.width;
   const Strips<Real> a = are_strips(block) ? strips(block, segment_.a[block.before(block.first)], length_)
                                            : packed(stage.a_strips.data(), width + ahead(block));
-  const Strips<Real> x = x_is_strips(block) ? strips(block, segment_.inputs.x + block.column(block.first) * p, p)
-                                            : packed(stage.x_strips.data(), width);
+  const Strips<Real> x = x_are_strips(block) ? strips(block, segment_.inputs.x + block.column(block.first) * p, p)
+                                             : packed(stage.x_strips.data(), width);
   const Strips<Real> r = are_strips(block) ? strips(block, r_[block.column(block.first)], length_)
                          : errors_by_h_ || !block.even
                              ? packed(stage.r_strips.data(), width)
