@@ -191,3 +191,19 @@ def test_bad_input():
         bptt.certificates(rnn, bptt.forward(rnn, np.zeros((4, 2, 2))))
     with pytest.raises(ValueError, match="trajectory must have T >= 2 steps; got T = 1"):
         bptt.certificates(rnn, bptt.forward(rnn, np.zeros((1, 2))))
+
+
+@pytest.mark.parametrize("power", [-1020, -665, -532, -333, 333, 515, 1010])
+def test_weights_of_any_scale(power):
+    """The rates are homogeneous, and squares of such weights are not in float64's range."""
+    rng = np.random.default_rng(0)
+    for W in (np.ones((4, 4)), rng.standard_normal((5, 5)), np.triu(rng.standard_normal((4, 4)))):
+        plain, scaled = bptt.certificates(network(W)), bptt.certificates(network(np.ldexp(W, power)))
+        for name in ("norm", "absolute", "scaled", "expanding"):
+            rate = getattr(scaled, name).rate
+            assert np.ldexp(rate, -power) == pytest.approx(getattr(plain, name).rate, rel=1e-6, abs=1e-12)
+        assert scaled.scaled.rate >= scaled.radius * (1 - 1e-12)
+        assert scaled.scaled.rate <= scaled.norm.rate
+        assert scaled.vanishes == (power < 0)
+    growing = network(np.ldexp(np.eye(3), power), activation="identity")
+    assert bptt.certificates(growing).explodes == (power > 0)

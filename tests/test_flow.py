@@ -177,7 +177,7 @@ def test_the_table():
         (-1e6 * np.log(10), "1.0e-1000000"),
         (np.log(3.4e-12), "3.4e-12"),
         (-np.inf, "0"),
-        (np.nan, "nan"),
+        (np.nan, "-"),
     ],
 )
 def test_numbers_beyond_float64_are_written(log, text):
@@ -268,3 +268,55 @@ def test_a_flow_of_nothing_says_so():
     flow = bptt.gradient_flow(rnn, np.zeros((20, 1)), np.zeros((20, 1)))
     assert "none: all contributions are zero" in str(flow)
     assert flow.plot().get_suptitle() == "Vanishing: all contributions are zero"
+
+
+@pytest.mark.parametrize("of", ["weights", "d_states", "jacobians"])
+def test_an_error_at_few_steps_is_looked_at(of):
+    """Wherever the steps that are looked at by default happen to lie."""
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(3, 16, 5, gain=0.95, activation="identity", rng=rng)
+    x, y, where = rng.standard_normal((400, 3)), rng.integers(5, size=400), [101, 251]
+    weights = np.zeros(400)
+    weights[np.array(where) - 1] = 1
+    arguments = {"rnn": rnn, "x": x, "y": y, "weights": weights}
+    if of != "weights":
+        d_states = weights[:, None] * rng.standard_normal((400, 16))
+        arguments = {"rnn": rnn, "x": x, "d_states": d_states}
+    if of == "jacobians":
+        arguments = {"jacobians": np.broadcast_to(rnn.W_R, (400, 16, 16)), "d_states": d_states}
+    flow = bptt.gradient_flow(**arguments)
+    there = np.flatnonzero(np.isfinite(flow.contributions[:, 0]))
+    assert flow.stops[there].tolist() == where
+    asked = bptt.gradient_flow(**arguments, stops=where, max_lag=200)
+    np.testing.assert_allclose(flow.contributions[there], asked.contributions, atol=1e-12)
+    assert flow.horizon == asked.horizon > 20
+    assert "all contributions are zero" not in str(flow)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_error_that_is_not_finite_is_no_error_of_zero(batched):
+    rnn = bptt.RNN.random(3, 4, 2, output="linear")
+    x, y = np.zeros((300, 3)), np.ones((300, 2))
+    y[4, 1] = np.nan
+    arguments = (x[:, None], y[:, None]) if batched else (x, y)
+    with pytest.raises(FloatingPointError, match="the error is not finite: first at step t = 5 of sequence b = 0"):
+        bptt.gradient_flow(rnn, *arguments)
+    trajectory = bptt.forward(rnn, x)
+    for call in (bptt.contributions, bptt.per_step_gradients):
+        with pytest.raises(FloatingPointError, match="the gradient of the error by the state at t = 5 is not finite"):
+            call(rnn, trajectory, y)
+        call(rnn, trajectory, y, stops=[4, 6])  # which do not meet it
+    weights = np.ones(300)
+    weights[4] = 0  # then its target does not matter
+    assert not np.isnan(bptt.contributions(rnn, trajectory, y, weights=weights, stops=[5, 6])[:, :5]).any()
+    with pytest.raises(FloatingPointError, match="first at step t = 1 of"):
+        bptt.gradient_flow(rnn.replace(W_O=np.full((2, 4), np.nan)), x, np.ones((300, 2)))
+
+
+def test_an_exponent_of_any_size_takes_a_line():
+    rng = np.random.default_rng(1)
+    rnn = bptt.RNN(rng.standard_normal((2, 2)) * 10, rng.standard_normal((2, 1)), activation="elu")
+    x = rng.standard_normal((250, 1))
+    flow = bptt.gradient_flow(rnn, x)  # pytest makes an error of an overflow
+    assert flow.exponents[-1] < -1e100
+    assert max(map(len, str(flow).splitlines())) < 130

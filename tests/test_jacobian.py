@@ -519,7 +519,7 @@ def test_bad_arguments_of_both(function, changes, error, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"step": 6}, ValueError, r"step must be a step in 0..T with T = 5; got 6"),
+        ({"step": 6}, ValueError, r"step must be a step in 0..T with T = 5, or from -6 to -1; got 6"),
         ({"step": -7}, ValueError, "step must be"),
         ({"step": 1.0}, TypeError, "step must be an integer; got float"),
         ({"method": "rtrl"}, ValueError, "method must be one of 'chain', 'recursion'; got 'rtrl'"),

@@ -444,3 +444,11 @@ def test_bad_trajectories():
 def test_bad_jacobians(jacobians, error, message):
     with pytest.raises(error, match=message):
         bptt.lyapunov_spectrum(jacobians=jacobians)
+
+
+def test_what_dies_in_the_last_window_has_no_standard_error():
+    J = np.ones((10, 1, 1))
+    J[-1] = 0
+    spectrum = bptt.lyapunov_spectrum(jacobians=J, window=4)
+    assert spectrum.exponents[0] == -np.inf
+    assert np.isnan(spectrum.standard_errors[0])

@@ -78,6 +78,19 @@ def test_what_is_no_scaled_matrix():
             ScaledMatrix(mantissa)
     with pytest.raises(TypeError, match="exponent must be an int; got 1.5"):
         ScaledMatrix([[1.0]], 1.5)
+    for exponent in (10**400, -(10**5000)):
+        with pytest.raises(ValueError, match=r"exponent must lie within 2\*\*1000 of 0"):
+            ScaledMatrix(np.eye(2), exponent)
+    one = ScaledMatrix(np.eye(2))
+    for other, error, words in (
+        (3.0, ValueError, r"must have shape \(rows, columns\) or \(rows,\); got \(\)"),
+        ([[1, 2], [3]], ValueError, "is no rectangular array"),
+        (np.full((2, 2), np.nan), ValueError, "must be finite"),
+        (None, TypeError, "must hold real numbers"),
+    ):
+        for product in (lambda other=other: one @ other, lambda other=other: other @ one):
+            with pytest.raises(error, match="the other factor of @ " + words):
+                product()
     for one, other in ((np.ones((2, 3)), np.ones((2, 3))), (np.ones(2), np.ones(2))):
         with pytest.raises(ValueError, match=r"the factors of @ must be matrices, or one a vector, that fit"):
             ScaledMatrix(one) @ ScaledMatrix(other)

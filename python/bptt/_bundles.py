@@ -35,10 +35,11 @@ def identities(count: int, n: int) -> tuple[Array, Array]:
 
 def step(name: str, value: Any, least: int, most: int) -> int:
     """A step t in least .. most; negative ones count from the end."""
-    t = integer(name, value, -most - 1)
-    t = t + most + 1 if t < 0 else t
+    given = integer(name, value)
+    t = given + most + 1 if given < 0 else given
     if not least <= t <= most:
-        raise ValueError(f"{name} must be a step in {least}..T with T = {most}; got {value}")
+        last = least - most - 1
+        raise ValueError(f"{name} must be a step in {least}..T with T = {most}, or from {last} to -1; got {given}")
     return t
 
 

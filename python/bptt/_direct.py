@@ -60,6 +60,9 @@ class Direct:
             errors = np.empty(len(stops))
             _levels.kernel().direct(self._network, pull.loss, r, None, pull.y[own], weights, errors, g, 1)
         g = g[:, : self._chain.n]
+        if not (finite := np.isfinite(g).all(axis=1)).all():
+            t = stops[int(np.argmin(finite))]
+            raise FloatingPointError(f"the gradient of the error by the state at t = {t} is not finite")
         if not self._by_activation:
             return normalised(g)
         d, e = self._chain.slopes(stops)

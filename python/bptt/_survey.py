@@ -73,10 +73,18 @@ class Survey:
         """For the norms, the exponents and the contributions of each sequence, a stage each."""
         return meter(progress, lambda: 3 * STAGE * len(self.sequences))
 
-    def look(self, b: int, tick: Tick | None, **chain: Any) -> tuple[Array, Array]:
-        """Stops of sequence b and the norms of its chain, which `chain_norms` and `lyapunov_spectrum` take by name."""
-        T, given = int(self._steps[b]), self._options.stops
-        t = _evenly(T, int(np.clip(self._count, *_STOPS_OF_EACH))) if given is None else given[given <= T]
+    def look(self, b: int, tick: Tick | None, of_error: Array | None, **chain: Any) -> tuple[Array, Array]:
+        """Stops of sequence b and the norms of its chain, which `chain_norms` and `lyapunov_spectrum` take by name.
+
+        By default the stops are some of all its steps and, since an error may enter at few, some of those ``of_error``.
+        """
+        T, t = int(self._steps[b]), self._options.stops
+        if t is None:
+            count = int(np.clip(self._count, *_STOPS_OF_EACH))
+            t = _evenly(np.arange(1, T + 1), count)
+            if of_error is not None:
+                t = np.union1d(t, _evenly(of_error, count))
+        t = t[t <= T]
         chain |= {"threads": self._threads, "progress": part(tick, STAGE)}
         norms = chain_norms(**chain, stops=t, max_lag=self.lags)
         chain["progress"] = part(tick, STAGE)
@@ -109,9 +117,10 @@ class Survey:
         }
 
 
-def _evenly(T: int, count: int) -> Array:
-    """About so many steps of 1 .. T, the last among them."""
-    return np.unique(np.linspace(T / count, T, count).round().astype(np.int64).clip(1))
+def _evenly(steps: Array, count: int) -> Array:
+    """About so many of these steps, the last among them."""
+    places = np.linspace(len(steps) / count, len(steps), count).round().astype(np.int64).clip(1)
+    return steps[np.unique(places) - 1] if len(steps) else steps
 
 
 def _pooled(spectra: list[Lyapunov]) -> tuple[Array, Array]:
@@ -120,4 +129,4 @@ def _pooled(spectra: list[Lyapunov]) -> tuple[Array, Array]:
     share = (counted / counted.sum())[:, None]
     rates = np.array([spectrum.exponents for spectrum in spectra])
     errors_of = np.array([spectrum.standard_errors for spectrum in spectra])
-    return np.where(share > 0, share * rates, 0).sum(axis=0), np.sqrt(((share * errors_of) ** 2).sum(axis=0))
+    return np.where(share > 0, share * rates, 0).sum(axis=0), np.hypot.reduce(share * errors_of, axis=0)

@@ -95,14 +95,14 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def integer(name: str, value: Any, least: int) -> int:
+def integer(name: str, value: Any, least: int | None = None) -> int:
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer; got {type(value).__name__}") from None
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name} must be an integer >= {least}; got {number}")
     return number
 

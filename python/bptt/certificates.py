@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,6 +24,9 @@ SLOPES = {
     "softplus": (1.0, 0.0),
     "softsign": (1.0, 0.0),
 }
+
+#: Binary exponents up to which numbers can be squared, scaled by S as far as it may go.
+_SQUARED = 150
 
 #: A rate within so many n eps of 1 is not told from 1.
 _MARGIN = 10
@@ -190,32 +193,51 @@ def slope_range(chain: NetworkChain) -> tuple[Array, Array]:
 def bounds(rnn: RNN, most: Array, least: Array, cond_limit: float) -> Certificates:
     """The certificates of a network whose slopes lie in a range."""
     W = rnn.W_R.astype(np.float64)
-    M = W * most
+    M, unit = _in_units(W, most)
     absolute = np.abs(M)
     s, irreducible = _perron_scaling(absolute)
+    perron = Bound(_radius(absolute), _cond(s) if irreducible else np.inf, np.exp(s) if irreducible else None)
     return Certificates(
         most=most,
         least=least,
-        norm=Bound(_spectral_norm(M)),
-        absolute=Bound(_radius(absolute), _cond(s) if irreducible else np.inf, np.exp(s) if irreducible else None),
-        scaled=_scaled_norm(M, s, cond_limit),
-        radius=_radius(M),
-        **_expanding(W * least, cond_limit),
+        norm=_times(Bound(_spectral_norm(M)), unit),
+        absolute=_times(perron, unit),
+        scaled=_times(_scaled_norm(M, s, cond_limit), unit),
+        radius=_times(Bound(_radius(M)), unit).rate,
+        **_expanding(*_in_units(W, least), cond_limit),
     )
 
 
-def _expanding(M: Array, cond_limit: float) -> dict[str, Bound]:
-    rate = _least_singular_value(M)
-    plain = Bound(rate)
+def _in_units(W: Array, slopes: Array) -> tuple[Array, int]:
+    """W diag(slopes) = M 2**unit such that the squares of M fit float64."""
+    W, first = _normalised(W)
+    M, second = _normalised(W * slopes)
+    return M, first + second
+
+
+def _normalised(M: Array) -> tuple[Array, int]:
+    largest = int(np.frexp(np.abs(M).max())[1])
+    exponent = largest - min(max(largest, -_SQUARED), _SQUARED)  # no farther, or small numbers beside it are lost
+    return np.ldexp(M, -exponent), exponent
+
+
+def _times(bound: Bound, unit: int, most: float = np.inf) -> Bound:
+    with np.errstate(over="ignore"):
+        return replace(bound, rate=float(min(np.ldexp(bound.rate, unit), most)))
+
+
+def _expanding(M: Array, unit: int, cond_limit: float) -> dict[str, Bound]:
+    rate, most = _least_singular_value(M), float(np.finfo(float).max)
+    plain = _times(Bound(rate), unit, most)
     # sigma_min(S M S^-1) = 1/‖S M^-1 S^-1‖ is at most the least |eigenvalue|: up to 1 that proves nothing
-    if rate == 0 or np.abs(np.linalg.eigvals(M)).min() <= 1:
+    if rate == 0 or _times(Bound(float(np.abs(np.linalg.eigvals(M)).min())), unit).rate <= 1:
         return {"expanding": plain, "expanding_scaled": plain}
     inverse = np.linalg.inv(M)
     scale = _scaled_norm(inverse, _perron_scaling(np.abs(inverse))[0], cond_limit).scale
     if scale is None:
         return {"expanding": plain, "expanding_scaled": plain}
     scaled = Bound(_least_singular_value(scale[:, None] * M / scale), 1 / _cond(np.log(scale)), scale)
-    return {"expanding": plain, "expanding_scaled": scaled}
+    return {"expanding": plain, "expanding_scaled": _times(scaled, unit, most)}
 
 
 def _scaled_norm(M: Array, start: Array, cond_limit: float) -> Bound:

@@ -135,8 +135,9 @@ def chain_norms(
     Returns
     -------
     float64 array of shape (S, max_lag + 1)
-        Natural logarithms; row i and column l belong to t = stops[i] and k = t - l. -inf where P is exactly zero, nan
-        where k is out of range (k < 1; in form "preactivation" and for jacobians k < 0).
+        Natural logarithms; row i and column l belong to t = stops[i] and k = t - l. -inf where P is zero, nan where k
+        is out of range (k < 1; in form "preactivation" and for jacobians k < 0). Numbers of a factor W_R or M under
+        2.2e-308 count as 0, and so do, in a row of P, products that small beside its largest number.
 
     Raises
     ------
@@ -263,6 +264,8 @@ def contributions(
     ------
     TypeError, ValueError
         As in `errors` and `chain_norms`.
+    FloatingPointError
+        A state, or the gradient of an error by it, is not finite.
 
     Examples
     --------
@@ -324,7 +327,7 @@ def per_step_gradients(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, FloatingPointError
         As in `contributions`.
     OverflowError
         A gradient is beyond the range of float64; `contributions` has its logarithm.

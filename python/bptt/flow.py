@@ -156,7 +156,7 @@ class Flow:
     def _exponents(self) -> str:
         shown = min(len(self.exponents), 8)
         pairs = zip(self.exponents[:shown], self.standard_errors[:shown], strict=True)
-        numbers = "  ".join(f"{rate:+.4f} ± {error:.4f}" if np.isfinite(rate) else "-inf" for rate, error in pairs)
+        numbers = "  ".join(_rate(rate, error) for rate, error in pairs)
         return f"Lyapunov exponents (the largest {shown} of {len(self.exponents)} computed)\n  {numbers}"
 
 
@@ -197,7 +197,7 @@ def gradient_flow(
         (T, n), or a list of such.
     stops : integer array, optional
         The steps t that are looked at, 1 .. T, as in `chain_norms`; in a shorter sequence those it has. None: 8 to 64
-        of each sequence, evenly spaced, its last among them.
+        of each sequence, evenly spaced, its last among them, and as many of those at which an error enters.
     max_lag : int, optional
         The largest lag, at least 1. None: 200, or T - 1.
     k : int, optional
@@ -218,7 +218,7 @@ def gradient_flow(
     TypeError, ValueError
         As in `forward`, `errors`, `chain_norms` and `certificates`; no sequence has 3 steps; d_states are not finite.
     FloatingPointError
-        A state is not finite.
+        A state, or the gradient of an error by it, is not finite.
 
     Examples
     --------
@@ -253,24 +253,30 @@ def gradient_flow(
     check_progress(progress)
 
     trajectory = forward(rnn, x, initial, lengths=lengths, nonfinite="raise", threads=threads)
-    error = None
+    error, pulls = None, None
     if y is not None:
-        errors(rnn, trajectory, y, loss=loss, weights=weights)  # says what is wrong in them, by step and sequence
+        # Says what is wrong in them, by step and sequence.
+        pulls = _steps_of(*errors(rnn, trajectory, y, loss=loss, weights=weights), extent)
         error = _Error(rnn, y, loss, weights, extent)
+    elif d_states is not None:
+        pulls = (d_states != 0).any(axis=2)
     steps = np.atleast_1d(trajectory.lengths)
     survey = Survey(options, "x", steps, threads)
     slopes = []
     with survey.meter(progress) as tick:
         for b, run in zip(survey.sequences.tolist(), _sequences(trajectory, survey.sequences), strict=True):
             chain = NetworkChain(rnn, run)
-            t, norms = survey.look(b, tick, rnn=rnn, trajectory=run)
+            of_error = None if pulls is None else np.flatnonzero(pulls[: steps[b], b]) + 1
+            if d_states is not None:
+                _finite(d_states[: steps[b], b], b)
+            t, norms = survey.look(b, tick, of_error, rnn=rnn, trajectory=run)
             if error is not None:
                 arguments = error.of_sequence(b, int(steps[b]))
                 options_of = {**arguments, "stops": t, "max_lag": survey.lags, "loss": loss, "threads": threads}
                 terms = contributions(rnn, run, **options_of, progress=part(tick, STAGE))
             else:
                 if d_states is not None:
-                    norms = survey.carried(_direct(chain, rnn.form, d_states[:, b], t, b), t, rnn=rnn, trajectory=run)
+                    norms = survey.carried(_direct(chain, rnn.form, d_states[:, b], t), t, rnn=rnn, trajectory=run)
                 terms = norms + _log_activations(run, t, survey.lags)
             survey.contribute(terms)
             slopes.append(slope_range(chain))
@@ -284,11 +290,11 @@ def gradient_flow(
 def _of_jacobians(
     jacobians: Any, d_states: Any, options: tuple[Any, ...], threads: int | None, progress: Progress
 ) -> Flow:
-    chains, n = _list("jacobians", jacobians, 3), 0
-    for M in chains:
-        n = n or M.shape[-1]
-        shape("jacobians", M, "T, n, n", (None, n, n))
-        JacobianChain(M)  # checks them
+    chains = _list("jacobians", jacobians, 3)
+    sizes = [JacobianChain(M).n for M in chains]  # which checks them
+    n = sizes[0]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"jacobians must be of one n in all sequences; got n = {', '.join(map(str, sizes))}")
     pulls = None
     if d_states is not None:
         pulls = _list("d_states", d_states, 2)
@@ -301,7 +307,8 @@ def _of_jacobians(
     survey = Survey(Options(n, int(steps.max()), *options), "jacobians", steps, threads)
     with survey.meter(progress) as tick:
         for b in survey.sequences.tolist():
-            t, norms = survey.look(b, tick, jacobians=chains[b])
+            of_error = None if pulls is None else np.flatnonzero(pulls[b].any(axis=1)) + 1
+            t, norms = survey.look(b, tick, of_error, jacobians=chains[b])
             if pulls is not None:
                 norms = survey.carried(pulls[b][t - 1], t, jacobians=chains[b])
             survey.contribute(norms)
@@ -314,19 +321,32 @@ def _list(name: str, value: Any, axes: int) -> list[Array]:
     return [numbers(name, array) for array in (value if many else [value])]
 
 
-def _finite(d: Array, b: int) -> Array:
+def _steps_of(E: Array, g: Array, extent: Extent) -> Array:
+    """At which steps an error enters, (T, B), from what `errors` gives."""
+    g = g.reshape(extent.time, extent.size, g.shape[-1])
+    finite = np.isfinite(g).all(axis=2)
+    if not finite.all():
+        t, b = np.argwhere(~finite)[0]
+        raise FloatingPointError(
+            f"the gradient of the error is not finite: first at step t = {t + 1} of sequence b = {b} "
+            "(steps count from 1, sequences from 0)"
+        )
+    return np.asarray((g != 0).any(axis=2) | (E.reshape(finite.shape) != 0))
+
+
+def _finite(d: Array, b: int) -> None:
     if not np.isfinite(d).all():
         raise ValueError(f"d_states must be finite; those of sequence b = {b} are not")
-    return d
 
 
-def _direct(chain: NetworkChain, form: str, d_states: Array, t: Array, b: int) -> Array:
+def _direct(chain: NetworkChain, form: str, d_states: Array, t: Array) -> Array:
     """g_t = ∂E/∂h_t, the direct part, from the derivatives by the form's own states."""
-    g = _finite(d_states[t - 1].astype(np.float64), b)
+    g: Array = d_states[t - 1].astype(np.float64)
     if form == "preactivation":
         return g
     d, e = chain.slopes(t)
-    return g * d if e is None else np.ldexp(g * d, np.maximum(e, -5000))
+    g = g * d
+    return g if e is None else np.ldexp(g, np.maximum(e, -5000))
 
 
 class _Error:
@@ -392,6 +412,12 @@ def _bounds(c: Certificates) -> str:
     return "\n".join(lines)
 
 
+def _rate(rate: float, error: float) -> str:
+    if np.isneginf(rate):
+        return "-inf"
+    return f"{rate:+.4f} ± {error:.4f}" if abs(rate) < 1e6 else f"{rate:+.4g} ± {error:.2g}"
+
+
 def in_steps(count: int) -> str:
     return f"{count} step" if count == 1 else f"{count} steps"
 
@@ -411,7 +437,9 @@ def median(logs: Array) -> Array:
 
 
 def scientific(log: float) -> str:
-    """exp(log) as 1.2e-34, however large or small."""
+    """exp(log) as 1.2e-34, however large or small; of no number a dash."""
+    if np.isnan(log):
+        return "-"
     if not np.isfinite(log):
         return "0" if log < 0 else str(log)
     exponent, fraction = divmod(log / _LN10, 1)

@@ -197,6 +197,7 @@ def lyapunov_spectrum(
         )
     history = np.cumsum(rates, axis=0) / ends[:, None]
     errors = _standard_errors(rates[lengths == window] / window)
+    errors[np.isneginf(history[-1])] = np.nan  # also of what died in a last window that is shorter
     return Lyapunov(history[-1], errors, rates / lengths[:, None], history, ends)
 
 
@@ -222,7 +223,8 @@ def _standard_errors(local: Array) -> Array:
     size = windows // batches
     alive = np.isfinite(local[-1])
     means = local[windows - batches * size :, alive].reshape(batches, size, -1).mean(axis=1)
-    errors[alive] = means.std(axis=0, ddof=1) / math.sqrt(batches)
+    scale = np.maximum(np.abs(means).max(axis=0), 1)  # of rates like 1e194 no square fits float64
+    errors[alive] = (means / scale).std(axis=0, ddof=1) * scale / math.sqrt(batches)
     return errors
 
 

@@ -23,14 +23,15 @@ _LN2 = float(np.log(2.0))
 class ScaledMatrix:
     """mantissa * 2**exponent: a matrix, or a vector, whose numbers need not fit float64.
 
-    ``@`` multiplies with another one or with an array.
+    ``@`` multiplies with another one or with an array. Products of two numbers that are under 2.2e-308 times that of
+    the factors' largest count as 0, and so does what is that small beside the largest number of a mantissa.
 
     Parameters
     ----------
     mantissa : array of shape (rows, columns) or (rows,)
         Real numbers. They are copied and brought to a largest modulus in [1/2, 1).
     exponent : int
-        Of any size.
+        Within 2**1000 of 0.
 
     Attributes
     ----------
@@ -56,16 +57,14 @@ class ScaledMatrix:
     __array_ufunc__ = None  # array @ P is ours to say
 
     def __post_init__(self) -> None:
-        mantissa = numbers("mantissa", self.mantissa).astype(np.float64)
-        if not 1 <= mantissa.ndim <= 2:
-            raise ValueError(f"mantissa must have shape (rows, columns) or (rows,); got {mantissa.shape}")
+        mantissa = _matrix("mantissa", self.mantissa)
         try:
             exponent = operator.index(self.exponent)
         except TypeError:
             raise TypeError(f"exponent must be an int; got {self.exponent!r}") from None
+        if abs(exponent) > 2**1000:
+            raise ValueError("exponent must lie within 2**1000 of 0: else the logarithm fits no float")
         largest = np.abs(mantissa).max(initial=0.0)
-        if not np.isfinite(largest):
-            raise ValueError("mantissa must be finite")
         if largest:
             top = int(np.frexp(largest)[1])
             mantissa, exponent = np.ldexp(mantissa, -top), exponent + top
@@ -77,7 +76,7 @@ class ScaledMatrix:
         return self.mantissa.shape
 
     def __matmul__(self, other: ScaledMatrix | npt.ArrayLike) -> ScaledMatrix:
-        right = other if isinstance(other, ScaledMatrix) else ScaledMatrix(np.asarray(other))
+        right = _factor(other)
         if self.shape[-1] != right.shape[0] or len(self.shape) == len(right.shape) == 1:
             raise ValueError(
                 f"the factors of @ must be matrices, or one a vector, that fit; got {self.shape} and {right.shape}"
@@ -85,10 +84,10 @@ class ScaledMatrix:
         return ScaledMatrix(self.mantissa @ right.mantissa, self.exponent + right.exponent)
 
     def __rmatmul__(self, other: npt.ArrayLike) -> ScaledMatrix:
-        return ScaledMatrix(np.asarray(other)) @ self
+        return _factor(other) @ self
 
     def log_norm(self, ord: Order = 2) -> float:
-        """The natural logarithm of a norm; -inf for an exact zero.
+        """The natural logarithm of a norm; -inf where all numbers are zero.
 
         Parameters
         ----------
@@ -116,6 +115,19 @@ class ScaledMatrix:
 
     def __repr__(self) -> str:
         return f"ScaledMatrix({self.shape}, largest {np.abs(self.mantissa).max(initial=0):.3g} * 2**{self.exponent})"
+
+
+def _matrix(name: str, value: npt.ArrayLike) -> Array:
+    array = numbers(name, value).astype(np.float64)
+    if not 1 <= array.ndim <= 2:
+        raise ValueError(f"{name} must have shape (rows, columns) or (rows,); got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite")
+    return array
+
+
+def _factor(other: ScaledMatrix | npt.ArrayLike) -> ScaledMatrix:
+    return other if isinstance(other, ScaledMatrix) else ScaledMatrix(_matrix("the other factor of @", other))
 
 
 def norm_order(ord: object) -> Order:
