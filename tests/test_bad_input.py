@@ -132,6 +132,7 @@ COMMON = (
     ({"x": TOKENS.astype(bool)}, TypeError, f"{X_KINDS}bool"),
     ({"x": "text"}, TypeError, f"{X_KINDS}<U4"),
     ({"x": None}, TypeError, f"{X_KINDS}object"),
+    ({"x": np.ma.masked_equal(X, 0)}, ValueError, "x must have no masked entries: ..."),
     ({"x": X[..., :2]}, ValueError, f"{X_SHAPE}(12, 4, 2)"),
     ({"x": X[0, 0]}, ValueError, f"{X_SHAPE}(3,)"),
     ({"x": X[None]}, ValueError, f"{X_SHAPE}(1, 12, 4, 3)"),

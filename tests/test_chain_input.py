@@ -77,6 +77,13 @@ def test_jacobians(jacobians, error, message):
         bptt.chain_norms(jacobians=jacobians)
 
 
+@pytest.mark.parametrize("function", [bptt.chain_norms, bptt.lyapunov_spectrum, bptt.gradient_flow])
+def test_what_takes_jacobians_says_so(function):
+    for arguments in ((), (np.ones((5, 2, 2)),)):
+        with pytest.raises(TypeError, match="rnn must be a bptt.RNN, or jacobians= given in its place; got"):
+            function(*arguments)
+
+
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("n", [1, 9])
@@ -90,8 +97,6 @@ def test_jacobians_that_are_not_finite_are_named(bad, n):
 def test_jacobians_stand_alone():
     with pytest.raises(TypeError, match="jacobians must be given alone, without rnn and trajectory"):
         bptt.chain_norms(RNN, jacobians=np.zeros((5, 2, 2)))
-    with pytest.raises(TypeError, match="rnn must be a bptt.RNN; got NoneType"):
-        bptt.chain_norms()
 
 
 @pytest.mark.usefixtures("level")

@@ -219,7 +219,7 @@ X, Y = np.zeros((10, 3)), np.zeros(10, int)
 @pytest.mark.parametrize(
     ("arguments", "changes", "error", "message"),
     [
-        ((3, X), {}, TypeError, "rnn must be a bptt.RNN; got int"),
+        ((3, X), {}, TypeError, "rnn must be a bptt.RNN, or jacobians= given in its place; got int"),
         ((RNN.replace(W_O=None, b_O=None), X, Y), {}, ValueError, "rnn must have a readout W_O to have errors"),
         ((RNN, X[:, :2]), {}, ValueError, "x must have shape (T, B, p) or (T, p) with p = 3; got (10, 2)"),
         ((RNN, X[:2]), {}, ValueError, "x must have a sequence of at least 3 steps; the longest has 2"),
@@ -233,7 +233,9 @@ X, Y = np.zeros((10, 3)), np.zeros(10, int)
         ((RNN, X), {"max_lag": 0}, ValueError, "max_lag must be an integer >= 1; got 0"),
         ((RNN, X), {"k": 7}, ValueError, "k must be in 1..n with n = 6; got 7"),
         ((RNN, X), {"fraction": 1.0}, ValueError, "fraction must lie between 0 and 1; got 1.0"),
+        ((RNN, X), {"fraction": -1}, ValueError, "fraction must lie between 0 and 1; got -1"),
         ((RNN, X), {"fraction": "a"}, TypeError, "fraction must be a number; got str"),
+        ((RNN, X), {"cond_limit": -1}, ValueError, "cond_limit must be >= 1; got -1"),
         ((RNN, X), {"cond_limit": 0}, ValueError, "cond_limit must be >= 1; got 0"),
     ],
 )  # fmt: skip

@@ -493,9 +493,9 @@ def test_online_jacobians_take_no_memory_of_the_past():
         (
             {"x": np.zeros((5, 2, 3))},
             ValueError,
-            r"x must be one sequence, of shape \(T, p\) with p = 3; got a batch, \(5, 2, 3\)",
+            r"x must have shape \(T, p\), one sequence, with p = 3; got \(5, 2, 3\)",
         ),
-        ({"x": np.zeros((5, 2), int)}, ValueError, r"x must be one sequence, of shape \(T,\); got a batch, \(5, 2\)"),
+        ({"x": np.zeros((5, 2), int)}, ValueError, r"x must have shape \(T,\), one sequence, .*; got \(5, 2\)"),
         ({"x": np.zeros((5, 4))}, ValueError, r"x must have shape .* with p = 3; got \(5, 4\)"),
         ({"wrt": "W_O"}, ValueError, "wrt must be one of 'W_R', 'W_I', 'b_R', 'initial'; got 'W_O'"),
         ({"wrt": None}, TypeError, "wrt must be one of"),

@@ -159,9 +159,17 @@ def test_a_call_allocates_no_more_than_it_may():
     assert peak <= 1e6 < steps * 16 * 4 / 6
 
 
-@pytest.mark.parametrize(("memory", "error"), [(-1, ValueError), ("16 loaves", ValueError), (1.5, TypeError)])
-def test_bad_budgets(memory, error):
-    with pytest.raises(error, match="memory must be"):
+@pytest.mark.parametrize(
+    ("memory", "error", "message"),
+    [
+        (-1, ValueError, "memory must be an integer >= 0; got -1"),
+        ("16 loaves", ValueError, "memory must be a number of bytes or a text like"),
+        ("-1 MB", ValueError, "memory must be a number of bytes or a text like"),
+        (1.5, TypeError, "memory must be an integer; got float"),
+    ],
+)
+def test_bad_budgets(memory, error, message):
+    with pytest.raises(error, match=message):
         bptt.value_and_grad(network(), np.zeros((4, 3)), np.zeros(4, int), memory=memory)
 
 

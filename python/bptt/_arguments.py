@@ -42,25 +42,30 @@ class Extent(NamedTuple):
         return (self.time, self.size)[: self.axes]
 
 
-def network(rnn: Any, *, readout: bool = False) -> None:
+def network(rnn: Any, *, readout: bool = False, instead: str = "") -> None:
+    """Raise unless it is a network. ``instead`` names the argument that could be given in its place."""
     if not isinstance(rnn, RNN):
-        raise TypeError(f"rnn must be a bptt.RNN; got {type(rnn).__name__}")
+        place = f", or {instead}= given in its place" if instead else ""
+        raise TypeError(f"rnn must be a bptt.RNN{place}; got {type(rnn).__name__}")
     if readout and rnn.W_O is None:
         raise ValueError("rnn must have a readout W_O to have errors; got W_O = None")
 
 
-def inputs(rnn: RNN, x: Any) -> tuple[Array | Slices, Extent]:
-    """Numbers (T, B, p) or (T, p), tokens (T, B) or (T,)."""
+def inputs(rnn: RNN, x: Any, *, one: bool = False) -> tuple[Array | Slices, Extent]:
+    """Numbers (T, B, p) or (T, p), tokens (T, B) or (T,); with ``one`` the latter: of one sequence."""
     array = each_step("x", x)
     dtype, sizes = array.dtype, array.shape
+    most = 1 if one else 2
     if dtype.kind in "iu":
         axes = len(sizes)
-        if not 1 <= axes <= 2:
-            raise ValueError(f"x must have shape (T, B) or (T,) where it holds tokens (integers); got {sizes}")
+        if not 1 <= axes <= most:
+            wanted = "(T,), one sequence," if one else "(T, B) or (T,)"
+            raise ValueError(f"x must have shape {wanted} where it holds tokens (integers); got {sizes}")
     elif dtype.kind == "f" and dtype.itemsize in (4, 8):
         axes = len(sizes) - 1
-        if not 1 <= axes <= 2 or sizes[-1] != rnn.p:
-            raise ValueError(f"x must have shape (T, B, p) or (T, p) with p = {rnn.p}; got {sizes}")
+        if not 1 <= axes <= most or sizes[-1] != rnn.p:
+            wanted = "(T, p), one sequence," if one else "(T, B, p) or (T, p)"
+            raise ValueError(f"x must have shape {wanted} with p = {rnn.p}; got {sizes}")
     else:
         raise TypeError(f"x must hold float32, float64 or integers (tokens); got {dtype}")
     size = sizes[1] if axes == 2 else 1

@@ -111,9 +111,9 @@ class JacobianChain:
         return f"jacobians must be finite; jacobians[{k}] is not"
 
 
-def network_chain(rnn: Any, trajectory: Any) -> NetworkChain:
+def network_chain(rnn: Any, trajectory: Any, instead: str = "") -> NetworkChain:
     """The chain of a network along a trajectory of one sequence, both checked."""
-    _arguments.network(rnn)
+    _arguments.network(rnn, instead=instead)
     extent = _arguments.trajectory(rnn, trajectory)
     if extent.axes == 2:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from bptt._bundles import Stops
 from bptt._kernel import Array
 from bptt._progress import Progress, Tick, meter, part
-from bptt._validate import integer, number
+from bptt._validate import integer, proper_fraction
 from bptt.chain import chain_norms
 from bptt.lyapunov import Lyapunov, lyapunov_spectrum
 
@@ -39,9 +39,7 @@ class Options:
         self.exponents = min(n, _EXPONENTS) if k is None else integer("k", k, 1)
         if self.exponents > n:
             raise ValueError(f"k must be in 1..n with n = {n}; got {k}")
-        self.fraction = number("fraction", fraction, finite=True)
-        if not 0 < self.fraction < 1:
-            raise ValueError(f"fraction must lie between 0 and 1; got {fraction}")
+        self.fraction = proper_fraction("fraction", fraction)
 
 
 class Survey:

@@ -15,6 +15,8 @@ from bptt._kernel import Array
 
 
 def as_array(name: str, value: Any) -> Array:
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must have no masked entries: what stands for them is yours to say")
     try:
         return np.asarray(value)
     except ValueError as error:  # nested lists of unequal lengths
@@ -107,13 +109,23 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-def number(name: str, value: Any, *, finite: bool) -> float:
-    """A number >= 0."""
+def number(name: str, value: Any, *, finite: bool, least: int = 0) -> float:
+    _real(name, value)
+    if not value >= least or (finite and not value < np.inf):
+        raise ValueError(f"{name} must be {'finite and ' if finite else ''}>= {least}; got {value}")
+    return float(value)
+
+
+def proper_fraction(name: str, value: Any) -> float:
+    _real(name, value)
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1; got {value}")
+    return float(value)
+
+
+def _real(name: str, value: Any) -> None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not value >= 0 or (finite and not value < np.inf):
-        raise ValueError(f"{name} must be {'finite and ' if finite else ''}>= 0; got {value}")
-    return float(value)
 
 
 def generator(name: str, value: Any) -> np.random.Generator:
@@ -143,7 +155,10 @@ def memory_size(name: str, value: Any) -> int:
         return integer(name, value, 0)
     amount, _, unit = value.strip().partition(" ")
     try:
-        return int(amount) if amount.isdecimal() and not unit else int(float(amount) * _UNITS[unit.strip()])
+        size = int(amount) if amount.isdecimal() and not unit else int(float(amount) * _UNITS[unit.strip()])
+        if size < 0:
+            raise ValueError
+        return size
     except (KeyError, ValueError, OverflowError):
         raise ValueError(
             f"{name} must be a number of bytes or a text like '16 MB' or '16 MiB'; got {value!r}"

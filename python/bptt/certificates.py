@@ -172,10 +172,7 @@ def certificates(rnn: RNN, trajectory: Trajectory | None = None, *, cond_limit: 
 
 def cond_limit_of(value: float) -> float:
     """The argument ``cond_limit``; float64 leaves no room for more than 1e100."""
-    limit = number("cond_limit", value, finite=False)
-    if limit < 1:
-        raise ValueError(f"cond_limit must be >= 1; got {value}")
-    return min(limit, 1e100)
+    return min(number("cond_limit", value, finite=False, least=1), 1e100)
 
 
 def slope_range(chain: NetworkChain) -> tuple[Array, Array]:

@@ -167,7 +167,7 @@ def chain_norms(
     """
     chain: Chain
     if jacobians is None:
-        chain = network_chain(rnn, trajectory)
+        chain = network_chain(rnn, trajectory, instead="jacobians")
     elif rnn is not None or trajectory is not None:
         raise TypeError("jacobians must be given alone, without rnn and trajectory")
     else:

@@ -236,7 +236,7 @@ def gradient_flow(
             raise TypeError("jacobians must be given alone, or with d_states; network, inputs and error are not theirs")
         check_progress(progress)
         return _of_jacobians(jacobians, d_states, (stops, max_lag, k, fraction), threads, progress)
-    _arguments.network(rnn, readout=y is not None)
+    _arguments.network(rnn, readout=y is not None, instead="jacobians")
     assert rnn is not None
     for name, argument in (("loss", loss), ("weights", weights)):
         if y is None and argument is not None:

@@ -178,11 +178,7 @@ def state_jacobians(
 
 def _sequence(rnn: Any, x: Any) -> tuple[Array | Slices, Extent]:
     _arguments.network(rnn)
-    inputs, extent = _arguments.inputs(rnn, x)
-    if extent.axes == 2:
-        wanted = "(T,)" if inputs.dtype.kind != "f" else f"(T, p) with p = {rnn.p}"
-        raise ValueError(f"x must be one sequence, of shape {wanted}; got a batch, {inputs.shape}")
-    return inputs, extent
+    return _arguments.inputs(rnn, x, one=True)
 
 
 def _online(run: _Run) -> Iterator[Array]:

@@ -241,7 +241,7 @@ class _Network:
     """W_R D_t for t = 1 .. T-1."""
 
     def __init__(self, rnn: Any, trajectory: Any) -> None:
-        chain = network_chain(rnn, trajectory)
+        chain = network_chain(rnn, trajectory, instead="jacobians")
         self.n, self.count = chain.n, max(0, chain.steps - 1)
         if not self.count:
             raise ValueError(f"trajectory must have T >= 2 steps; got T = {chain.steps}")

@@ -29,7 +29,7 @@ CHECKED = 8
 
 def demo(
     output: Annotated[Path, typer.Option(help="The directory to write to.", show_default="here")] = Path(),
-    seconds: Annotated[float, typer.Option(help="Time to train.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time to train.")] = 20.0,
     json: Json = False,
 ) -> None:
     """Train on the text that every Python carries, check the gradient, show how it decays with the lag.
