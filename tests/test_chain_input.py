@@ -37,7 +37,7 @@ def test_product_chain(arguments, error, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"stops": [1, 11]}, ValueError, "steps in 0..T with T = 10, or negative ones down to -11; got 11"),
+        ({"stops": [1, 11]}, ValueError, "steps in 0..T with T = 10, or from -11 to -1; got 11"),
         ({"stops": [-12]}, ValueError, "got -12"),
         ({"stops": [1.0]}, TypeError, "stops must hold integers (steps); got float64"),
         ({"stops": 3}, ValueError, "stops must have shape (S,); got ()"),

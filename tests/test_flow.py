@@ -126,6 +126,58 @@ def test_verdicts(W, verdict, rate, proved):
     assert f"{proved} is proved" in str(flow) if proved else "is proved" not in str(flow)
 
 
+def test_growth_that_is_proved_to_end_is_transient():
+    """Within 100 steps the exponent is above 0; the eigenvalue is 0.99."""
+    rnn, x = linear(np.array([[0.99, 1.0], [0.0, 0.99]]), 100)
+    flow = bptt.gradient_flow(rnn, x)
+    assert flow.exponents[0] > 2 * flow.standard_errors[0] and flow.certificates.vanishes
+    assert flow.verdict == "transient growth, then decay"
+    assert "until the decay that is proved" in str(flow)
+
+
+def test_one_dead_sequence_is_not_the_batch():
+    rnn = bptt.RNN(1.1 * np.eye(4), np.eye(4), activation="relu")
+    x = np.ones((300, 10, 4))
+    x[:, 3] = -1
+    flow = bptt.gradient_flow(rnn, x)
+    assert flow.verdict == "exploding"
+    assert flow.dead.tolist() == [3]
+    np.testing.assert_allclose(flow.exponents, np.log(1.1))
+    assert "without 1 of 10 sequences, where all directions die" in str(flow)
+    dead = bptt.gradient_flow(rnn, -x[:, :3])
+    assert dead.verdict == "vanishing" and dead.dead.tolist() == [0, 1, 2]
+    assert np.isneginf(dead.exponents).all() and np.isnan(dead.standard_errors).all()
+
+
+def test_the_horizon_is_the_median_of_how_far_each_error_reaches():
+    """Also where the largest contributions come from other lags at each step."""
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN(4 * rng.standard_normal((10, 10)) / 10**0.5, np.eye(10))
+    flow = bptt.gradient_flow(rnn, rng.standard_normal((800, 10)), stops=range(201, 801, 7))
+    least = flow.contributions.max(axis=1, keepdims=True) + np.log(0.01)
+    reaches = 200 - np.argmax((flow.contributions > least)[:, ::-1], axis=1)
+    assert flow.horizon == np.sort(reaches)[(len(reaches) - 1) // 2] > 60
+
+
+def test_stops_are_counted_from_each_sequences_end():
+    rnn, x = linear(np.array([[0.9, 100.0], [0.0, 0.9]]), 500)
+    x = np.stack([x, x, x[::-1]], axis=1)
+    flow = bptt.gradient_flow(rnn, x, lengths=[400, 2, 300], stops=[-1, 250, 350], max_lag=400)
+    assert flow.stops.tolist() == [250, 350, 400, 250, 300]
+    assert flow.sequences.tolist() == [0, 0, 0, 2, 2]
+    assert flow.norms.shape == (5, 400)
+    assert flow.verdict == "transient growth, then decay"
+    with pytest.raises(ValueError, match=r"stops must be steps in 1..T with T = 400, .*; got 500"):
+        bptt.gradient_flow(rnn, x, lengths=[400, 2, 300], stops=[500])
+
+
+def test_where_nothing_is_farther_back_the_horizon_is_said_to_be_all():
+    rnn, x = linear(ROTATION, 100)
+    flow = bptt.gradient_flow(rnn, x)  # a_0 = 0 contributes nothing
+    assert flow.horizon == 98
+    assert "98 steps: farther back there are no contributions" in str(flow)
+
+
 def test_the_horizon_of_a_geometric_decay():
     # contributions to h_t: 0.9^lag times |a_{k-1}| = 1: more than 1 % up to lag 43
     rnn = bptt.RNN([[0.9]], [[1.0]], activation="identity")
@@ -210,6 +262,25 @@ def test_figures_of_all_kinds_are_drawn():
     bptt.gradient_flow(rnn, x, max_lag=1).plot().savefig(io.BytesIO(), dpi=30)
 
 
+@pytest.mark.parametrize("W", [np.zeros((6, 6)), -np.eye(6)])
+def test_figures_of_nothing_say_so(W):
+    """Factors that are zero, and relu units that are all off."""
+    rnn = bptt.RNN(W, np.eye(6), activation="relu")
+    figure = bptt.gradient_flow(rnn, np.ones((20, 6)) * -1).plot()
+    figure.savefig(io.BytesIO(), dpi=30)
+    norms, _, _, exponents = figure.axes
+    assert [text.get_text() for text in norms.texts] == ["zero from lag 1 on"]
+    assert [text.get_text() for text in exponents.texts] == ["all directions die"]
+    assert norms.lines[0].get_marker() == "o"  # one point alone is seen
+
+
+def test_rows_without_an_error_are_not_drawn():
+    rnn, x, _ = problem()
+    figure = bptt.gradient_flow(rnn, x, np.array(1)).plot()  # a target of the last step
+    assert figure.axes[1].collections[0].get_array().shape[0] == 1
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["120"]
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 RNN = support.network()
@@ -226,10 +297,10 @@ X, Y = np.zeros((10, 3)), np.zeros(10, int)
         ((RNN, X, Y[:9]), {}, ValueError, "y must have shape (T,) with T = 10"),
         ((RNN, X, Y + 4), {}, ValueError, "y must be in 0..m-1 with m = 4; got 4"),
         ((RNN, X, Y), {"loss": lambda o, y: (o, y)}, TypeError, "loss must be the name of an error"),
-        ((RNN, X), {"stops": [11]}, ValueError, "stops must be steps in 0..T with T = 10"),
-        ((RNN, X), {"stops": [0, 5]}, ValueError, "steps in 1..T with T = 10, not all of them 1; got [0, 5]"),
-        ((RNN, X), {"stops": [1, 1]}, ValueError, "not all of them 1; got [1, 1]"),
-        ((RNN, X), {"stops": []}, ValueError, "not all of them 1; got []"),
+        ((RNN, X), {"stops": [11]}, ValueError, "stops must be steps in 1..T with T = 10, or from -10 to -1; got 11"),
+        ((RNN, X), {"stops": [0, 5]}, ValueError, "stops must be steps in 1..T with T = 10, or from -10 to -1; got 0"),
+        ((RNN, X), {"stops": [1, 1]}, ValueError, "stops must hold a step after the first; got [1, 1]"),
+        ((RNN, X), {"stops": []}, ValueError, "stops must hold a step after the first; got []"),
         ((RNN, X), {"max_lag": 0}, ValueError, "max_lag must be an integer >= 1; got 0"),
         ((RNN, X), {"k": 7}, ValueError, "k must be in 1..n with n = 6; got 7"),
         ((RNN, X), {"fraction": 1.0}, ValueError, "fraction must lie between 0 and 1; got 1.0"),

@@ -58,9 +58,15 @@ def test_a_model_and_arrays(tmp_path, targets):
     if targets:
         arrays["y"] = y if targets == "all" else y[-1]
     np.savez(tmp_path / "a.npz", **arrays)
-    facts = json.loads(run(tmp_path / "m.safetensors", "--npz", tmp_path / "a.npz", "--steps", 40, "--json").stdout)
-    cut = {name: array[:40] for name, array in arrays.items() if len(array) == 60}
-    flow = bptt.gradient_flow(rnn, **{**arrays, **cut, "lengths": [40, 25]})
+    command = (tmp_path / "m.safetensors", "--npz", tmp_path / "a.npz", "--json")
+    if targets == "last":  # cut off with the step that it belongs to
+        message = "must be of all steps, or --steps at least x's 60; got 40"
+        assert message in run(*command, "--steps", 40, code=2).stderr
+        facts, cut = json.loads(run(*command, "--steps", 60).stdout), {}
+    else:
+        facts = json.loads(run(*command, "--steps", 40).stdout)
+        cut = {name: array[:40] for name, array in arrays.items() if len(array) == 60} | {"lengths": [40, 25]}
+    flow = bptt.gradient_flow(rnn, **{**arrays, **cut})
     assert facts["horizon"] == flow.horizon
     np.testing.assert_allclose(facts["exponents"], flow.exponents)
 
@@ -75,6 +81,8 @@ def test_a_model_and_arrays(tmp_path, targets):
         (("--npz", "y.npz"), "y.npz must hold an array x; it holds y"),
         (("--npz", "nothing.npz"), "nothing.npz must hold an array x; it holds nothing"),
         (("--npz", "scalar.npz"), "x must have"),
+        (("--npz", "classes.npz"), "y must hold integers (classes) for the cross-entropy; got float64"),
+        (("--text", "short.txt"), "the text must have at least 4 characters, 3 steps with their targets; it has 2"),
         (("--npz", "words.npz"), "lengths in words.npz must hold integers; got <U4"),
         (("--text", "fox.txt", "--figure", "none/flow.png"), "none: cannot write here"),
     ],
@@ -84,6 +92,8 @@ def test_wrong_usage_is_one_line(model, monkeypatch, arguments, message):
     np.savez("y.npz", y=np.zeros(3))
     np.savez("nothing.npz")
     np.savez("scalar.npz", x=3.0)
+    np.savez("classes.npz", x=np.zeros((9, 2), int), y=np.zeros((9, 2)))
+    (model.parent / "short.txt").write_text("th")
     np.savez("words.npz", x=np.zeros((9, 2), int), lengths=["nine", "five"])
     result = run(model.name, *arguments, code=2)
     assert result.stdout == ""

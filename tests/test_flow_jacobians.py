@@ -99,7 +99,7 @@ RNN, X = network(4), np.zeros((9, 3))
         ),
         ({"rnn": RNN, "x": X, "d_states": D + np.inf}, ValueError, "d_states must be finite; those of sequence b = 0"),
         ({"rnn": RNN, "x": X, "y": np.zeros(9, int), "d_states": D}, TypeError, "takes the place of y; got both"),
-        ({}, TypeError, "rnn must be a bptt.RNN; got NoneType"),
+        ({}, TypeError, "rnn must be a bptt.RNN, or jacobians= given in its place; got NoneType"),
         ({"rnn": RNN}, TypeError, "x must be given with rnn"),
     ],
 )

@@ -396,7 +396,7 @@ def test_results_speak_for_themselves(chaotic):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"rnn": None}, TypeError, "rnn must be a bptt.RNN; got NoneType"),
+        ({"rnn": None}, TypeError, "rnn must be a bptt.RNN, or jacobians= given in its place; got NoneType"),
         ({"trajectory": None}, TypeError, "trajectory must be a bptt.Trajectory"),
         ({"jacobians": np.eye(2)[None]}, TypeError, "jacobians must be given alone"),
         ({"k": 0}, ValueError, "k must be an integer >= 1; got 0"),

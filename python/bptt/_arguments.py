@@ -104,6 +104,13 @@ def loss(rnn: RNN, value: Any) -> int | Criterion:
     return index
 
 
+def named_loss(rnn: RNN, value: Any) -> int:
+    """The number of a named error, where a callable will not do."""
+    if callable(found := loss(rnn, value)):
+        raise TypeError("loss must be the name of an error here, not a callable")
+    return found
+
+
 def targets(rnn: RNN, y: Any, loss: int | Criterion, extent: Extent) -> tuple[Array | Slices | None, bool]:
     """The targets, and whether they are of the last steps only."""
     if callable(loss):

@@ -43,6 +43,21 @@ def step(name: str, value: Any, least: int, most: int) -> int:
     return t
 
 
+def steps(name: str, values: Any, least: int, most: int) -> Array:
+    """Steps in least .. most, as they are given: negative ones, which count from the end, stay negative."""
+    array = as_array(name, values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} must hold integers (steps); got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (S,); got {array.shape}")
+    last = least - most - 1
+    outside = (array < last) | ((array >= 0) & (array < least)) | (array > most)
+    if outside.any():
+        bad = array[outside][0]
+        raise ValueError(f"{name} must be steps in {least}..T with T = {most}, or from {last} to -1; got {bad}")
+    return array.astype(np.int64)
+
+
 class Stops:
     """The steps t that a result has a row for. The kernel meets them in order; `given` puts a result back."""
 
@@ -50,17 +65,8 @@ class Stops:
         if stops is None:
             self.t: Array = np.arange(1, T + 1)
         else:
-            array = as_array("stops", stops)
-            if array.dtype.kind not in "iu" and array.size:
-                raise TypeError(f"stops must hold integers (steps); got {array.dtype}")
-            if array.ndim != 1:
-                raise ValueError(f"stops must have shape (S,); got {array.shape}")
-            if array.size and not -T - 1 <= array.min() <= array.max() <= T:
-                bad = array[(array < -T - 1) | (array > T)][0]
-                raise ValueError(
-                    f"stops must be steps in 0..T with T = {T}, or negative ones down to {-T - 1}; got {bad}"
-                )
-            self.t = np.where(array < 0, array + T + 1, array).astype(np.int64)
+            given = steps("stops", stops, 0, T)
+            self.t = np.where(given < 0, given + T + 1, given)
         self._order = None
         if (np.diff(self.t) < 0).any():
             self._order = np.argsort(self.t, kind="stable")

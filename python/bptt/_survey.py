@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bptt._bundles import Stops
+from bptt._bundles import steps as steps_of
 from bptt._kernel import Array
 from bptt._progress import Progress, Tick, meter, part
 from bptt._validate import integer, proper_fraction
@@ -27,23 +27,10 @@ STAGE = 1000
 _WARM_UP = 0.1
 
 
-class Options:
-    """The options of `gradient_flow` that are for every cell, checked, for sequences of up to T steps."""
-
-    def __init__(self, n: int, T: int, stops: Any, max_lag: Any, k: Any, fraction: Any) -> None:
-        self.n = n
-        self.stops = None if stops is None else Stops(T, stops).t
-        if self.stops is not None and not (self.stops.size and self.stops[0] >= 1 and self.stops[-1] >= 2):
-            raise ValueError(f"stops must be steps in 1..T with T = {T}, not all of them 1; got {stops!r}")
-        self.max_lag = _MAX_LAG if max_lag is None else integer("max_lag", max_lag, 1)
-        self.exponents = min(n, _EXPONENTS) if k is None else integer("k", k, 1)
-        if self.exponents > n:
-            raise ValueError(f"k must be in 1..n with n = {n}; got {k}")
-        self.fraction = proper_fraction("fraction", fraction)
-
-
 class Survey:
     """The results for some sequences of so many steps each, one after another.
+
+    It checks the options of `gradient_flow` that are for every cell. ``name`` is the argument that has the sequences.
 
     Attributes
     ----------
@@ -53,14 +40,34 @@ class Survey:
         The largest lag.
     """
 
-    def __init__(self, options: Options, name: str, steps: Array, threads: int | None) -> None:
-        self._options, self._steps, self._threads = options, steps, threads
+    def __init__(
+        self,
+        name: str,
+        n: int,
+        steps: Array,
+        threads: int | None,
+        *,
+        stops: Any,
+        max_lag: Any,
+        k: Any,
+        fraction: Any,
+    ) -> None:
+        self._steps, self._threads = steps, threads
         self.sequences = np.flatnonzero(steps >= 3)
-        if not self.sequences.size:
-            raise ValueError(f"{name} must have a sequence of at least 3 steps; the longest has {steps.max()}")
-        last = int(steps.max() if options.stops is None else options.stops[-1])
-        self.lags = min(options.max_lag, last - 1)
-        cost = self.lags * options.n**3 * len(self.sequences)
+        T = last = int(steps.max())
+        if T < 3:
+            raise ValueError(f"{name} must have a sequence of at least 3 steps; the longest has {T}")
+        self._given = None if stops is None else steps_of("stops", stops, 1, T)
+        if self._given is not None:
+            last = int(self._stops_of(T).max(initial=1))
+            if last < 2:
+                raise ValueError(f"stops must hold a step after the first; got {stops!r}")
+        self.lags = min(_MAX_LAG if max_lag is None else integer("max_lag", max_lag, 1), last - 1)
+        self._exponents = min(n, _EXPONENTS) if k is None else integer("k", k, 1)
+        if self._exponents > n:
+            raise ValueError(f"k must be in 1..n with n = {n}; got {k}")
+        self._fraction = proper_fraction("fraction", fraction)
+        cost = self.lags * n**3 * len(self.sequences)
         self._count = min(_STOPS // len(self.sequences), int(_MULTIPLY_ADDS / cost))
         self._stops: list[Array] = []
         self._norms: list[Array] = []
@@ -76,21 +83,28 @@ class Survey:
 
         By default the stops are some of all its steps and, since an error may enter at few, some of those ``of_error``.
         """
-        T, t = int(self._steps[b]), self._options.stops
-        if t is None:
+        T = int(self._steps[b])
+        if self._given is None:
             count = int(np.clip(self._count, *_STOPS_OF_EACH))
             t = _evenly(np.arange(1, T + 1), count)
             if of_error is not None:
                 t = np.union1d(t, _evenly(of_error, count))
-        t = t[t <= T]
+        else:
+            t = self._stops_of(T)
         chain |= {"threads": self._threads, "progress": part(tick, STAGE)}
         norms = chain_norms(**chain, stops=t, max_lag=self.lags)
         chain["progress"] = part(tick, STAGE)
-        spectrum = lyapunov_spectrum(**chain, k=self._options.exponents, warm_up=int(_WARM_UP * (T - 1)))
+        spectrum = lyapunov_spectrum(**chain, k=self._exponents, warm_up=int(_WARM_UP * (T - 1)))
         self._stops.append(t)
         self._norms.append(norms)
         self._spectra.append(spectrum)
         return t, norms
+
+    def _stops_of(self, T: int) -> Array:
+        """Those of the stops given that a sequence of T steps has, in order."""
+        assert self._given is not None
+        t = np.where(self._given < 0, self._given + T + 1, self._given)
+        return np.sort(t[(t >= 1) & (t <= T)])
 
     def carried(self, vectors: Array, t: Array, **chain: Any) -> Array:
         """The norms of a row vector for each of these stops, carried back through the chain."""
@@ -103,15 +117,17 @@ class Survey:
     def results(self) -> dict[str, Any]:
         """The fields of `Flow` that are gathered here."""
         rates, standard_errors = _pooled(self._spectra)
+        dead = [bool(np.isneginf(spectrum.exponents[0])) for spectrum in self._spectra]
         order = np.argsort(-rates, kind="stable")  # those that lie within their errors may come in another
         return {
             "norms": np.concatenate(self._norms),
             "contributions": np.concatenate(self._contributions),
             "stops": np.concatenate(self._stops),
             "sequences": np.repeat(self.sequences, [len(t) for t in self._stops]),
+            "dead": self.sequences[dead],
             "exponents": rates[order],
             "standard_errors": standard_errors[order],
-            "fraction": self._options.fraction,
+            "fraction": self._fraction,
         }
 
 
@@ -122,9 +138,14 @@ def _evenly(steps: Array, count: int) -> Array:
 
 
 def _pooled(spectra: list[Lyapunov]) -> tuple[Array, Array]:
-    """The means over independent sequences, by the steps that counted, and their standard errors."""
-    counted = np.array([spectrum.ends[-1] for spectrum in spectra], float)
-    share = (counted / counted.sum())[:, None]
+    """The means over independent sequences in which a direction lives, by the steps that counted; standard errors."""
     rates = np.array([spectrum.exponents for spectrum in spectra])
     errors_of = np.array([spectrum.standard_errors for spectrum in spectra])
-    return np.where(share > 0, share * rates, 0).sum(axis=0), np.hypot.reduce(share * errors_of, axis=0)
+    lives = np.isfinite(rates)
+    steps = np.array([spectrum.ends[-1] for spectrum in spectra], float)
+    share = np.where(lives, steps[:, None], 0)
+    total = share.sum(axis=0)
+    share /= np.maximum(total, 1)
+    means = (share * np.where(lives, rates, 0)).sum(axis=0)
+    errors = np.hypot.reduce(share * np.where(lives, errors_of, 0), axis=0)
+    return np.where(total > 0, means, -np.inf), np.where(total > 0, errors, np.nan)

@@ -171,8 +171,7 @@ def check(
     _arguments.network(rnn, readout=True)
     x = as_array("x", x)
     _, extent = _arguments.inputs(rnn, x)
-    if callable(error := _arguments.loss(rnn, loss)):
-        raise TypeError("loss must be the name of an error here, not a callable")
+    error = _arguments.named_loss(rnn, loss)
     directions = generator("rng", rng)
     check_progress(progress)
     y = as_array("y", y)

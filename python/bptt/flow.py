@@ -17,7 +17,7 @@ from bptt._kernel import Array
 from bptt._memory import aligned
 from bptt._progress import Progress, part
 from bptt._progress import check as check_progress
-from bptt._survey import STAGE, Options, Survey
+from bptt._survey import STAGE, Survey
 from bptt._validate import numbers, shape
 from bptt.certificates import Certificates, bounds, cond_limit_of, slope_range
 from bptt.chain import contributions
@@ -53,7 +53,11 @@ class Flow:
     stops, sequences : integer array of shape (R,)
         t and b of each row.
     exponents, standard_errors : array of shape (k,)
-        Lyapunov exponents per step, from the largest on: the means over the sequences, by their steps.
+        Lyapunov exponents per step, from the largest on: each the mean over the sequences in which its direction lives,
+        by their steps. The errors are of the noise, not of a trend: growth that ends after the sequences do is in the
+        exponents.
+    dead : integer array
+        The sequences b in which all directions die.
     certificates : Certificates or None
         For all inputs along which the slopes stay in the range seen here. None of a cell known by its Jacobians.
     fraction : float
@@ -61,14 +65,15 @@ class Flow:
     verdict : str
         "vanishing", "exploding", "marginal" or "transient growth, then decay"; see Notes.
     horizon : int
-        The largest lag at which, in the median over the rows, a contribution exceeds ``fraction`` of the largest of its
-        row.
+        The largest lag at which, in the median over the rows that have it, a contribution there or farther back exceeds
+        ``fraction`` of the largest of its row.
 
     Notes
     -----
     With λ the largest exponent and a tolerance of 2 standard errors, but at least 1 / max_lag (a factor e over the lags
-    looked at), the verdict is exploding where λ is above the tolerance, marginal where |λ| is within it, and else
-    transient growth where the median over the rows of ‖P‖ exceeds 2 at some lag, or vanishing.
+    looked at), the verdict is exploding where λ is above the tolerance, or transient growth if the certificates prove
+    that it ends; marginal where |λ| is within the tolerance; and else transient growth where the median over the rows
+    of ‖P‖ exceeds 2 at some lag, or vanishing.
     """
 
     norms: Array
@@ -76,6 +81,7 @@ class Flow:
     of_error: bool
     stops: Array
     sequences: Array
+    dead: Array
     exponents: Array
     standard_errors: Array
     certificates: Certificates | None
@@ -84,15 +90,17 @@ class Flow:
     @property
     def verdict(self) -> Verdict:
         rate, tolerance = self.exponents[0], max(2 * np.nan_to_num(self.standard_errors[0]), 1 / self._max_lag)
-        if rate > tolerance:
-            return "exploding"
-        if rate >= -tolerance:
+        if -tolerance <= rate <= tolerance:
             return "marginal"
-        return "transient growth, then decay" if median(self.norms).max() > np.log(2) else "vanishing"
+        if rate > tolerance and not self._ends:
+            return "exploding"
+        grows = rate > tolerance or np.nanmax(median(self.norms)) > np.log(2)
+        return "transient growth, then decay" if grows else "vanishing"
 
     @property
     def horizon(self) -> int:
-        above = np.flatnonzero(median(self._relative()) > np.log(self.fraction))
+        farthest = np.fmax.accumulate(self._relative()[:, ::-1], axis=1)[:, ::-1]  # the largest there or farther back
+        above = np.flatnonzero(median(farthest) > np.log(self.fraction))
         return int(above.max(initial=0))
 
     def plot(self) -> Figure:
@@ -118,6 +126,11 @@ class Flow:
     def _max_lag(self) -> int:
         return int(self.norms.shape[1]) - 1
 
+    @property
+    def _ends(self) -> bool:
+        """Whether all growth is proved to end."""
+        return self.certificates is not None and self.certificates.vanishes
+
     def _relative(self) -> Array:
         """Log of each contribution by the largest of its row, of the rows that are not all zero."""
         rows = self.contributions[np.isfinite(self.contributions).any(axis=1)]
@@ -131,11 +144,18 @@ class Flow:
             pace = f"{rate:+.3g} ± {error:.1g} per step, no more than noise or a factor e over the lags"
         else:
             pace = f"{rate:+.3g} ± {error:.1g} per step, a factor e every {1 / abs(rate):.3g} steps"
+            if rate > 0 and self._ends:
+                pace += ", until the decay that is proved"
+        dead, sequences = len(self.dead), len(np.unique(self.sequences))
+        if 0 < dead < sequences:
+            pace += f"; without {dead} of {sequences} sequences, where all directions die"
         whose = "the error's" if self.of_error else "the state's"
         if not len(self._relative()):
             reach = "none: all contributions are zero"
         elif self.horizon == self._max_lag:
-            reach = f"beyond the {self._max_lag} lags looked at"
+            reach = f"beyond the {self._max_lag} lags looked at" if self._max_lag > 1 else "beyond the lag looked at"
+        elif not np.isfinite(self.contributions[:, self.horizon + 1 :]).any():
+            reach = f"{in_steps(self.horizon)}: farther back there are no contributions"
         else:
             reach = f"{in_steps(self.horizon)}: farther back are contributions under {self.fraction:.3g} of the largest"
         facts = f"Verdict           {self.verdict}\nLargest exponent  {pace}\nHorizon           {reach}"
@@ -156,7 +176,7 @@ class Flow:
     def _exponents(self) -> str:
         shown = min(len(self.exponents), 8)
         pairs = zip(self.exponents[:shown], self.standard_errors[:shown], strict=True)
-        numbers = "  ".join(_rate(rate, error) for rate, error in pairs)
+        numbers = "  ".join(_rate(rate.round(12) + 0.0, error) for rate, error in pairs)
         return f"Lyapunov exponents (the largest {shown} of {len(self.exponents)} computed)\n  {numbers}"
 
 
@@ -196,8 +216,9 @@ def gradient_flow(
         In place of y: the direct derivatives of any error by the states, as in `backward`. With jacobians, of shape
         (T, n), or a list of such.
     stops : integer array, optional
-        The steps t that are looked at, 1 .. T, as in `chain_norms`; in a shorter sequence those it has. None: 8 to 64
-        of each sequence, evenly spaced, its last among them, and as many of those at which an error enters.
+        The steps t that are looked at, 1 .. T of the longest sequence; negative ones count from each sequence's own
+        end, where -1 is its last; in a shorter sequence those it has. None: 8 to 64 of each sequence, evenly spaced,
+        its last among them, and as many of those at which an error enters.
     max_lag : int, optional
         The largest lag, at least 1. None: 200, or T - 1.
     k : int, optional
@@ -235,7 +256,8 @@ def gradient_flow(
         if any(argument is not None for argument in others):
             raise TypeError("jacobians must be given alone, or with d_states; network, inputs and error are not theirs")
         check_progress(progress)
-        return _of_jacobians(jacobians, d_states, (stops, max_lag, k, fraction), threads, progress)
+        options = {"stops": stops, "max_lag": max_lag, "k": k, "fraction": fraction}
+        return _of_jacobians(jacobians, d_states, options, threads, progress)
     _arguments.network(rnn, readout=y is not None, instead="jacobians")
     assert rnn is not None
     for name, argument in (("loss", loss), ("weights", weights)):
@@ -248,27 +270,26 @@ def gradient_flow(
         if y is not None:
             raise TypeError("d_states takes the place of y; got both")
         d_states = _arguments.steps("d_states", d_states, extent, "n", rnn.n).reshape(extent.time, extent.size, rnn.n)
-    options = Options(rnn.n, extent.time, stops, max_lag, k, fraction)
+    error = None if y is None else _Error(rnn, y, loss, weights, extent)
+    given = _arguments.lengths(lengths, extent)
+    steps = np.full(extent.size, extent.time) if given is None else given
+    survey = Survey("x", rnn.n, steps, threads, stops=stops, max_lag=max_lag, k=k, fraction=fraction)
     limit = cond_limit_of(cond_limit)
     check_progress(progress)
+    pulls = None
+    if d_states is not None:
+        for b in survey.sequences.tolist():
+            _finite(d_states[: steps[b], b], b)
+        pulls = (d_states != 0).any(axis=2)
 
     trajectory = forward(rnn, x, initial, lengths=lengths, nonfinite="raise", threads=threads)
-    error, pulls = None, None
-    if y is not None:
-        # Says what is wrong in them, by step and sequence.
+    if y is not None:  # what is wrong in its numbers is said by step and sequence
         pulls = _steps_of(*errors(rnn, trajectory, y, loss=loss, weights=weights), extent)
-        error = _Error(rnn, y, loss, weights, extent)
-    elif d_states is not None:
-        pulls = (d_states != 0).any(axis=2)
-    steps = np.atleast_1d(trajectory.lengths)
-    survey = Survey(options, "x", steps, threads)
     slopes = []
     with survey.meter(progress) as tick:
         for b, run in zip(survey.sequences.tolist(), _sequences(trajectory, survey.sequences), strict=True):
             chain = NetworkChain(rnn, run)
             of_error = None if pulls is None else np.flatnonzero(pulls[: steps[b], b]) + 1
-            if d_states is not None:
-                _finite(d_states[: steps[b], b], b)
             t, norms = survey.look(b, tick, of_error, rnn=rnn, trajectory=run)
             if error is not None:
                 arguments = error.of_sequence(b, int(steps[b]))
@@ -288,7 +309,7 @@ def gradient_flow(
 
 
 def _of_jacobians(
-    jacobians: Any, d_states: Any, options: tuple[Any, ...], threads: int | None, progress: Progress
+    jacobians: Any, d_states: Any, options: dict[str, Any], threads: int | None, progress: Progress
 ) -> Flow:
     chains = _list("jacobians", jacobians, 3)
     sizes = [JacobianChain(M).n for M in chains]  # which checks them
@@ -304,7 +325,7 @@ def _of_jacobians(
             shape("d_states", d, "T, n", (len(M), n))
             _finite(d, b)
     steps = np.array([len(M) for M in chains])
-    survey = Survey(Options(n, int(steps.max()), *options), "jacobians", steps, threads)
+    survey = Survey("jacobians", n, steps, threads, **options)
     with survey.meter(progress) as tick:
         for b in survey.sequences.tolist():
             of_error = None if pulls is None else np.flatnonzero(pulls[b].any(axis=1)) + 1
@@ -353,7 +374,7 @@ class _Error:
     """The arguments of `errors` for one sequence of a batch."""
 
     def __init__(self, rnn: RNN, y: Any, loss: Any, weights: Any, extent: Extent) -> None:
-        index = _arguments.loss(rnn, loss)
+        index = _arguments.named_loss(rnn, loss)
         self._y, self._last = _arguments.targets(rnn, y, index, extent)
         self._weights = None if weights is None else _arguments.weights(weights, extent)
         self._batched = extent.axes == 2

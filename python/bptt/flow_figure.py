@@ -54,16 +54,25 @@ def _norms(axes: Axes, flow: Flow) -> None:
 
     lags = np.arange(flow.norms.shape[1])
     middle, low, high = (_shown(curve) for curve in quantiles(flow.norms))
+    known = np.flatnonzero(np.isfinite(middle))
     axes.fill_between(lags, low, high, color=COLORS[0], alpha=0.15, linewidth=0, label="range over $t$")
-    axes.plot(lags, middle, color=COLORS[0], linewidth=2.5, label=r"$\Vert\partial h_t/\partial h_k\Vert$, median")
+    axes.plot(
+        lags,
+        middle,
+        color=COLORS[0],
+        linewidth=2.5,
+        marker="o" if known.size < 10 else None,
+        label=r"$\Vert\partial h_t/\partial h_k\Vert$, median",
+    )
+    if known.size and known[-1] < lags[-1]:
+        axes.text(0.5, 0.5, f"zero from lag {known[-1] + 1} on", transform=axes.transAxes, ha="center", fontsize=12)
     seen = np.concatenate([low, high])
     seen = seen[np.isfinite(seen)]
     bottom, top = seen.min(), seen.max()
-    margin = max(0.5, 0.12 * (top - bottom))
+    margin = max(0.5, (2 - (top - bottom)) / 2, 0.12 * (top - bottom))  # two decades at least
     bottom, top = bottom - margin, top + margin
 
     rate = flow.exponents[0]
-    known = np.flatnonzero(np.isfinite(middle))
     if np.isfinite(rate) and known.size:
         at = known[len(known) // 2]
         axes.plot(
@@ -101,22 +110,24 @@ def _bounds(certificates: Certificates) -> Iterator[tuple[Bound, str, str]]:
 
 
 def _contributions(axes: Axes, flow: Flow) -> None:
-    terms = flow.contributions
+    rows = np.flatnonzero(np.isfinite(flow.contributions).any(axis=1))  # where there is an error
+    if not rows.size:
+        rows = np.arange(len(flow.contributions))
+    terms = flow.contributions[rows]
     with np.errstate(invalid="ignore"):
         largest = np.max(np.where(np.isnan(terms), -np.inf, terms), axis=1, keepdims=True)
         shares = np.where(np.isneginf(terms), -np.inf, (terms - largest) / _LN10)
     bright = np.flatnonzero((shares > -_DECADES).any(axis=0))
     shares = shares[:, : max(10, int(1.1 * bright.max(initial=0)) + 1)]
-    rows, lags = np.arange(len(shares) + 1), np.arange(shares.shape[1] + 1) - 0.5
+    edges, lags = np.arange(len(shares) + 1), np.arange(shares.shape[1] + 1) - 0.5
     image = axes.pcolormesh(
-        lags, rows, np.ma.masked_invalid(np.maximum(shares, -_DECADES)), cmap="magma", vmin=-_DECADES, vmax=0
+        lags, edges, np.ma.masked_invalid(np.maximum(shares, -_DECADES)), cmap="magma", vmin=-_DECADES, vmax=0
     )
     axes.set_facecolor("0.93")
-    places, labels = _steps(flow)
-    axes.set_yticks(places, labels)
-    axes.set_ylabel(
-        "step $t$" if flow.sequences[0] == flow.sequences[-1] else "sequence, its steps upwards", fontsize=11
-    )
+    t, b = flow.stops[rows], flow.sequences[rows]
+    axes.set_yticks(*_ticks(t, b))
+    axes.xaxis.set_major_locator(_whole())
+    axes.set_ylabel("step $t$" if b[0] == b[-1] else "sequence, its steps upwards", fontsize=11)
     axes.set_xlabel("lag $t-k$", fontsize=11)
     if flow.certificates is None:
         title = "How much of the error's pull at step $t$" if flow.of_error else "How much of a change at step $t$"
@@ -130,28 +141,29 @@ def _contributions(axes: Axes, flow: Flow) -> None:
     axes.tick_params(color="0.5")
 
 
-def _steps(flow: Flow) -> tuple[Array, list[str]]:
-    """Some places on the axis of rows, and what to write there."""
-    numbers = flow.stops
-    places = np.arange(len(numbers))
-    if flow.sequences[0] != flow.sequences[-1]:
-        places = np.flatnonzero(np.diff(flow.sequences, prepend=-1))
-        numbers = flow.sequences[places]
+def _ticks(t: Array, b: Array) -> tuple[Array, list[str]]:
+    """Some places on the axis of rows, steps t of sequences b, and what to write there."""
+    numbers, places = t, np.arange(0.5, len(t))
+    if b[0] != b[-1]:
+        places = np.flatnonzero(np.diff(b, prepend=-1)).astype(float)
+        numbers = b[places.astype(int)]
     some = np.unique(np.linspace(0, len(places) - 1, min(6, len(places))).astype(int))
-    half = 0.5 if numbers is flow.stops else 0.0
-    return places[some] + half, [str(number) for number in numbers[some]]
+    return places[some], [str(number) for number in numbers[some]]
 
 
 def _exponents(axes: Axes, flow: Flow) -> None:
     numbers = np.arange(1, len(flow.exponents) + 1)
     alive = np.isfinite(flow.exponents)
     axes.axhline(0, color="0.3", linewidth=1)
-    for sign, color in ((flow.exponents <= 0, COLORS[0]), (flow.exponents > 0, COLORS[1])):
-        some = alive & sign
+    grows = flow.exponents > 1e-12  # beyond rounding
+    for which, color in ((~grows, COLORS[0]), (grows, COLORS[1])):
+        some = alive & which
         errors = np.nan_to_num(2 * flow.standard_errors[some])
         axes.errorbar(
             numbers[some], flow.exponents[some], errors, color=color, fmt="o", markersize=4, elinewidth=1.2, capsize=0
         )
+    if not alive.any():
+        axes.text(0.5, 0.6, "all directions die", transform=axes.transAxes, ha="center", fontsize=12)
     axes.set_xlim(0.2, max(numbers[alive].max(initial=1), 4) + 0.8)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -0.01), max(high, 0.01))

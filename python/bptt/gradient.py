@@ -359,9 +359,7 @@ def errors(
     """
     _arguments.network(rnn, readout=True)
     extent = _arguments.trajectory(rnn, trajectory)
-    error = _arguments.loss(rnn, loss)
-    if callable(error):
-        raise TypeError("loss must be the name of an error here, not a callable")
+    error = _arguments.named_loss(rnn, loss)
     targets, last = _arguments.targets(rnn, y, error, extent)
     assert targets is not None
     step_weights = None if weights is None else _arguments.weights(weights, extent)

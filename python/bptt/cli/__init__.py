@@ -34,7 +34,7 @@ class _Commands(TyperGroup):
             _fail(str(error) or "out of memory", 1)
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
-        except (ValueError, ImportError) as error:
+        except (TypeError, ValueError, ImportError) as error:
             _fail(str(error), 2)
 
 

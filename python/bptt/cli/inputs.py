@@ -13,6 +13,8 @@ from bptt.text import Vocabulary
 
 def of_text(text: str, vocabulary: Vocabulary, steps: int) -> dict[str, Any]:
     """The beginning of a text as tokens x, each with the next as its target y."""
+    if len(text) < 4:
+        raise ValueError(f"the text must have at least 4 characters, 3 steps with their targets; it has {len(text)}")
     tokens = vocabulary.encode(text[: steps + 1])
     return {"x": tokens[:-1], "y": tokens[1:]}
 
@@ -25,7 +27,8 @@ def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], st
     OSError
         The file cannot be read.
     ValueError
-        It is no .npz file, lacks an array that is needed, or holds something else than numbers.
+        It is no .npz file, lacks an array that is needed, or holds something else than numbers; y is of the last step,
+        which is not among these.
     """
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
@@ -44,9 +47,11 @@ def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], st
         kinds, what = ("iu", "integers") if name == "lengths" else ("biuf", "numbers")
         if array.dtype.kind not in kinds:
             raise ValueError(f"{name} in {path} must hold {what}; got {array.dtype}")
-    T = np.shape(arrays["x"])[:1]
-    for name in ("x", "y", "weights"):  # a y without time is a target of the last step
-        if T and name in arrays and arrays[name].shape[:1] == T:
+    sizes = arrays["x"].shape[: arrays["x"].ndim - (arrays["x"].dtype.kind == "f")]  # (T, B) or (T,)
+    if sizes and steps < sizes[0]:
+        if "y" in arrays and arrays["y"].shape[: len(sizes)] != sizes:
+            raise ValueError(f"y in {path} must be of all steps, or --steps at least x's {sizes[0]}; got {steps}")
+        for name in {"x", "y", "weights"} & arrays.keys():
             arrays[name] = arrays[name][:steps]
     if "lengths" in arrays:
         arrays["lengths"] = np.minimum(arrays["lengths"], steps)
