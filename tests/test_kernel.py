@@ -69,6 +69,26 @@ def test_tokens(n, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "p"), [(9, 3), (33, 16), (16, 64), (64, 0)])
+@pytest.mark.parametrize("B", [1, 5, 40])
+def test_inputs_of_a_ragged_batch_are_found_where_they_lie(n, p, B, dtype):
+    """What is not there may be anything; batches begin at step 1 and in the middle of a segment's grid."""
+    rng = np.random.default_rng(n + B)
+    rnn = network(n, p, 4, dtype=dtype)
+    x = rng.standard_normal((31, B, p)).astype(dtype)
+    lengths = rng.integers(32, size=B)
+    lengths[0] = 31
+    x[np.arange(31)[:, None] >= lengths] = np.nan
+    y = targets(rng, rnn, (31, B))
+    compare(rnn, x, y, lengths=lengths)
+    for other in (x.astype("f8" if dtype == "float32" else "f4"), np.asfortranarray(x), x[::-1][::-1]):
+        value, gradients = bptt.value_and_grad(rnn, other, y, lengths=lengths)
+        wanted, exact = bptt.value_and_grad(rnn, other.astype(dtype, order="C"), y, lengths=lengths)
+        assert value == wanted
+        assert np.array_equal(gradients.W_I, exact.W_I)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_long_sequences(dtype):
     rng = np.random.default_rng(0)
     rnn = network(33, 3, 4, dtype=dtype)
@@ -209,7 +229,7 @@ def test_columns_are_picked(kernel, tail, dtype):
     block = np.random.default_rng(0).integers(2, 99, size=(6, 5, *tail)).astype(dtype)
     order, counts = np.array([3, 0, 4, 1, 2]), np.array([5, 5, 4, 4, 2, 1, 0, 0])
     columns = np.empty((16, *tail), dtype)
-    kernel.pick(block, order, counts, columns, 2)
+    kernel.pick(block, order, counts, columns)
     wanted = [block[t, order[j]] for t in range(6) for j in range(counts[t + 1])]
     assert np.array_equal(columns, wanted)
 

@@ -9,7 +9,7 @@ import pytest
 
 import bptt
 from bptt import _levels, _workspace
-from support import PARTS, B, M, N, P, T, problem
+from support import PARTS, WEIGHTS, B, M, N, P, T, problem
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,30 @@ def test_what_a_call_left_behind_is_not_seen_by_the_next():
     assert again[0] == fresh[0]
     assert np.array_equal(again[1].ravel(), fresh[1].ravel())
     assert np.array_equal(again[1].initial, fresh[1].initial)
+
+
+@pytest.mark.parametrize("form", ["activation", "preactivation"])
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.usefixtures("level")
+def test_ragged_batches_of_other_lengths_share_it(form, tokens):
+    rng, rnn, x, y = problem(form=form)
+    if tokens:
+        x = rng.integers(P, size=(T, B))
+    batches = [rng.integers(1, T, size=B) for _ in range(4)] + [np.full(B, T) - (np.arange(B) == 0), np.arange(B)]
+    fresh = []
+    for lengths in batches:
+        _workspace._kept.clear()
+        fresh.append(bptt.value_and_grad(rnn, x, y, lengths=lengths))
+    (kept,) = _workspace._kept.values()
+    spoilt = np.full((T, B, P), np.nan)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        bptt.value_and_grad(rnn, spoilt, y, lengths=batches[4])
+    for lengths, (value, gradients) in zip(batches, fresh, strict=True):
+        again = bptt.value_and_grad(rnn, x, y, lengths=lengths)
+        assert kept in _workspace._kept.values()
+        assert again[0] == value
+        for name in (*WEIGHTS, "initial", "final"):
+            assert np.array_equal(getattr(again[1], name), getattr(gradients, name)), name
 
 
 def test_other_networks_of_the_same_shape_share_it_and_other_shapes_do_not():

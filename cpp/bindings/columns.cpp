@@ -33,8 +33,7 @@ bool scale(const py::sequence& values, double factor, const py::array& scaled, i
   });
 }
 
-void pick(const py::array& block, const py::array& order, const py::array& counts, const py::array& columns,
-          int threads) {
+void pick(const py::array& block, const py::array& order, const py::array& counts, const py::array& columns) {
   constexpr int contiguous = py::array::c_style;
   const std::int64_t L = counts.size() - 2, B = order.size();
   if (!(block.flags() & columns.flags() & contiguous) || block.ndim() < 2 || block.shape(0) != L || block.shape(1) != B)
@@ -48,7 +47,7 @@ void pick(const py::array& block, const py::array& order, const py::array& count
       !std::all_of(ranks, ranks + B, [&](std::int64_t b) { return 0 <= b && b < B; }))
     throw py::value_error("columns must have a row for every sequence that is there");
   bptt::pick(static_cast<const std::byte*>(block.data()), L, B, ranks, present, std::size_t(size),
-             static_cast<std::byte*>(py::array(columns).mutable_data()), threads);
+             static_cast<std::byte*>(py::array(columns).mutable_data()));
 }
 
 std::int64_t find_outside(const py::array& indices, std::int64_t limit) {
@@ -60,7 +59,7 @@ std::int64_t find_outside(const py::array& indices, std::int64_t limit) {
 void bind_columns(py::module_& m) {
   m.def("add_units", &add_units, py::arg("values"), py::arg("unit"), py::arg("total"));
   m.def("scale", &scale, py::arg("values"), py::arg("factor"), py::arg("scaled"), py::arg("threads"));
-  m.def("pick", &pick, py::arg("block"), py::arg("order"), py::arg("counts"), py::arg("columns"), py::arg("threads"));
+  m.def("pick", &pick, py::arg("block"), py::arg("order"), py::arg("counts"), py::arg("columns"));
   m.def("find_outside", &find_outside, py::arg("indices"), py::arg("limit"));
 }
 

@@ -13,12 +13,25 @@ using Optional = py::object;  // an array or None
 
 int extent(py::handle array, int axis) { return int(py::reinterpret_borrow<py::array>(array).shape(axis)); }
 
+// _kernel.Ordered, or its parts: the array alone if it is in order.
+struct Given {
+  Array x;
+  py::object order;
+
+  explicit Given(const py::object& inputs) {
+    const bool ordered = py::isinstance<py::tuple>(inputs);
+    x = Array(ordered ? py::object(inputs[py::int_(0)]) : inputs);
+    order = ordered ? py::object(inputs[py::int_(1)]) : py::none();
+  }
+};
+
 bool are_tokens(const Array& x) { return py::isinstance<py::array_t<std::int32_t>>(x); }
 
 // The fields of _kernel.Network. W_I has the shape that the inputs x want, (n, p), or (p, row_length(n)) for tokens;
 // without x it is not read.
 template <class Real>
-Network<Real> network(const py::tuple& t, const Array* x = nullptr) {
+Network<Real> network(const py::tuple& t, const Given* given = nullptr) {
+  const Array* const x = given ? &given->x : nullptr;
   const bool tokens = x && are_tokens(*x);
   const int n = extent(t[0], 0), p = x ? extent(t[1], tokens ? 0 : 1) : 0, m = t[2].is_none() ? 0 : extent(t[2], 0);
   return {n,
@@ -47,14 +60,24 @@ std::int64_t columns(const py::array_t<std::int64_t>& counts) {
 }
 
 template <class Real>
-Segment<Real> segment(const Network<Real>& net, const Array& x, const py::array_t<std::int64_t>& counts, py::handle a,
-                      py::handle h) {
+Segment<Real> segment(const Network<Real>& net, const Given& given, const py::array_t<std::int64_t>& counts,
+                      py::handle a, py::handle h) {
   const std::int64_t C = columns(counts);
   Segment<Real> s{int(counts.size()) - 2, counts.data(), {}, {}, {}};
+  const Array& x = given.x;
   if (are_tokens(x))
     s.inputs.tokens = data<const std::int32_t>(x, "x", C);
-  else
+  else if (given.order.is_none())
     s.inputs.x = data<const Real>(x, "x", C * net.p);
+  else {
+    const std::int64_t B = x.ndim() == 3 ? x.shape(1) : 0;
+    s.inputs.x = data<const Real>(x, "x", s.steps * B * net.p);
+    s.inputs.order = data<const std::int64_t>(given.order, "order", B);
+    s.inputs.size = B;
+    if (counts.data()[1] > B ||
+        !std::all_of(s.inputs.order, s.inputs.order + B, [B](auto b) { return 0 <= b && b < B; }))
+      throw py::value_error("order must name a sequence of x for every column");
+  }
   s.a = rows<Real>(a, "a", net.n, counts.data()[0] + C);
   s.h = rows<Real>(h, "h", net.n, C);
   return s;
@@ -71,11 +94,12 @@ Targets<Real> targets(const Network<Real>& net, int loss, py::handle y, py::hand
   return t;
 }
 
-std::int64_t forward(const py::tuple& net, const Array& x, const py::array_t<std::int64_t>& counts, const Array& a,
+std::int64_t forward(const py::tuple& net, const py::object& x, const py::array_t<std::int64_t>& counts, const Array& a,
                      const Optional& h, int threads) {
   return for_dtype(a, [&](auto real) {
-    const auto n = network<decltype(real)>(net, &x);
-    const auto s = segment(n, x, counts, a, h);
+    const Given given(x);
+    const auto n = network<decltype(real)>(net, &given);
+    const auto s = segment(n, given, counts, a, h);
     const py::gil_scoped_release release;
     return bptt::forward(n, s, threads);
   });
@@ -109,14 +133,15 @@ void direct(const py::tuple& net, int loss, const Array& a, const Optional& h, c
   });
 }
 
-std::int64_t backward(const py::tuple& net, int loss, const Array& x, const py::array_t<std::int64_t>& counts,
+std::int64_t backward(const py::tuple& net, int loss, const py::object& x, const py::array_t<std::int64_t>& counts,
                       const Array& a, const Optional& h, const Optional& y, const Optional& weights,
                       const Optional& d_outputs, const Optional& d_states, const Array& carry, const Optional& errors,
                       const py::tuple& sums, bool more, const Optional& d_x, const Optional& delta, int threads) {
   return for_dtype(a, [&](auto real) {
     using Real = decltype(real);
-    const auto n = network<Real>(net, &x);
-    const auto s = segment(n, x, counts, a, h);
+    const Given given(x);
+    const auto n = network<Real>(net, &given);
+    const auto s = segment(n, given, counts, a, h);
     const std::int64_t C = s.a.count - s.counts[0], nn = n.n;
     std::vector<Sums> parts;
     for (const py::handle part : sums) {

@@ -87,7 +87,7 @@ class BackwardPass {
   static constexpr std::int64_t narrow = (vector_bytes == 64 ? 32 : 4) * line<Real>;
   bool are_strips(const Block& block) const { return block.even && length_ <= narrow; }
   bool x_are_strips(const Block& block) const {
-    return net_.p % line<Real> == 0 && net_.p <= narrow && (block.even || block.whole);
+    return x_ && net_.p % line<Real> == 0 && net_.p <= narrow && (block.even || block.whole);
   }
   // Rows of `length` numbers as strips: those of the block, step by step.
   Strips<Real> strips(const Block& block, const Real* rows, std::int64_t length) const {
@@ -106,7 +106,7 @@ class BackwardPass {
   const bool divisible_ = parts_ > 1 || !layout_.blocks() || Cut<Real>(net_.n, B_, layout_.block(0)).divisible();
   const int size_;
   const Rows<Real> states_ = segment_.a.from(B_);
-  const Rows<const Real> x_{segment_.inputs.x, layout_.total(), net_.p};
+  const Rows<const Real> x_{segment_.inputs.order ? nullptr : segment_.inputs.x, layout_.total(), net_.p};
 
   const bool reads_out_ = task_.loss != Loss::upstream || task_.d_outputs;
   const bool errors_by_h_ = reads_out_ && net_.readout == Readout::preactivation;  // e W_O is a derivative by h_t
@@ -312,8 +312,13 @@ void BackwardPass<Real>::pack_strips(const Work& work, Member member) {
   if (work.stage.x_strips && !x_are_strips(block))
     each_strip(p, [&](std::int64_t q) {
       Real* const to = work.stage.x_strips.data() + q * block.width * line<Real>;
-      block.each_piece(0, block.width, [&](std::int64_t j, std::int64_t number, std::int64_t count) {
-        pack(segment_.inputs.x + j * p, p, count, q, p, to + number * line<Real>);
+      if (x_)
+        return block.each_piece(0, block.width, [&](std::int64_t j, std::int64_t number, std::int64_t count) {
+          pack(x_[j], p, count, q, p, to + number * line<Real>);
+        });
+      block.each_step(0, block.width, [&](int s, std::int64_t rank, std::int64_t number, std::int64_t count) {
+        for (std::int64_t i = 0; i < count; ++i)
+          pack(segment_.inputs.row(s, rank + i, p), p, 1, q, p, to + (number + i) * line<Real>);
       });
     });
 }
@@ -355,7 +360,10 @@ void BackwardPass<Real>::recursion(const Work& work, Team& team, Member member) 
                          const std::int64_t j = block.column(s) - extent + b0;
                          if (cut.by_rows || j < 0) return;
                          prefetch(states_.part(j, columns), length_);
-                         prefetch(x_.part(j, columns), net_.p);
+                         if (x_) prefetch(x_.part(j, columns), net_.p);
+                         if (segment_.inputs.order)
+                           prefetch_inputs(segment_.inputs, block, s - (block.last + 1 - block.first), b0, columns,
+                                           net_.p);
                        });
   }
 }

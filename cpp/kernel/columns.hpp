@@ -66,20 +66,16 @@ bool scale(const From* values, const From* more, std::int64_t rows, std::int64_t
 // Of a block (steps, B) of items of `size` bytes: those of step s's first counts[s] sequences in this order, step by
 // step.
 inline void pick(const std::byte* block, std::int64_t steps, std::int64_t B, const std::int64_t* order,
-                 const std::int64_t* counts, std::size_t size, std::byte* to, int threads) {
+                 const std::int64_t* counts, std::size_t size, std::byte* to) {
   const auto pick_each = [&](auto known) {  // a size known beforehand is copied without a call
     const std::size_t bytes = known ? std::size_t{known} : size;
-    Team::run(team_size(threads, adds_of_a_byte * double(steps * B) * double(bytes)), [&](const Team& team, int rank) {
-      const Range own = part(steps, 1, rank, team.size());
-      std::byte* end = to + std::accumulate(counts, counts + own.begin, std::int64_t{0}) * std::int64_t(bytes);
-      for (std::int64_t s = own.begin; s < own.end; ++s)
-        for (std::int64_t j = 0; j < counts[s]; ++j, end += bytes)
-          std::memcpy(end, block + std::size_t(s * B + order[j]) * bytes, bytes);
-    });
+    std::byte* end = to;
+    for (std::int64_t s = 0; s < steps; ++s)
+      for (std::int64_t j = 0; j < counts[s]; ++j, end += bytes)
+        std::memcpy(end, block + std::size_t(s * B + order[j]) * bytes, bytes);
   };
   if (size == 4) return pick_each(std::integral_constant<std::size_t, 4>{});
   if (size == 8) return pick_each(std::integral_constant<std::size_t, 8>{});
-  if (size == row_bytes) return pick_each(std::integral_constant<std::size_t, row_bytes>{});
   pick_each(std::integral_constant<std::size_t, 0>{});
 }
 

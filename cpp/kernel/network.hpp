@@ -27,11 +27,17 @@ struct Network {
   Output output;
 };
 
-// Inputs of a segment, one row a column (t, b): numbers, or tokens that stand for one-hot columns of W_I.
+// Inputs of a segment, one row a column (t, b): numbers, or tokens that stand for one-hot columns of W_I. Numbers may
+// lie as the caller has them: sequence by sequence, those that are not there among them.
 template <class Real>
 struct Inputs {
-  const Real* x = nullptr;               // (C, p)
+  const Real* x = nullptr;               // (C, p), or with an order (L, B, p)
   const std::int32_t* tokens = nullptr;  // (C), each in 0..p-1; null where x is given
+  const std::int64_t* order = nullptr;   // (B): the sequence of each rank
+  std::int64_t size = 0;                 // B
+
+  // With an order: those of step s, from 1 on, and of a rank.
+  const Real* row(int s, std::int64_t rank, int p) const { return x + ((s - 1) * size + order[rank]) * p; }
 };
 
 }  // namespace bptt

@@ -20,13 +20,34 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
   const Rows<Real> h = segment.h ? segment.h : states;  // where nothing keeps h, it is made in a's place
   std::atomic<std::int64_t> bad = -1;                   // as total - column, so that the largest is the first
 
-  const Rows<const Real> x{segment.inputs.x, layout.total(), net.p};
-  const auto add_inputs = [&](std::int64_t first, std::int64_t, std::int64_t columns) {
-    if (x) return W_I.multiply_add(x.from(first), {bias.data(), columns, 0}, h.part(first, columns));
+  const Inputs<Real>& inputs = segment.inputs;
+  const Rows<const Real> x{inputs.order ? nullptr : inputs.x, layout.total(), net.p};
+  std::vector<Buffer<Real>> gathered;  // a chunk of inputs for each thread, where they have an order
+  const auto gather = [&](const Block& block, std::int64_t begin, std::int64_t end, Rows<Real> to) {
+    block.each_step(begin, end, [&](int s, std::int64_t rank, std::int64_t number, std::int64_t columns) {
+      for (std::int64_t i = 0; i < columns; ++i)
+        std::copy_n(inputs.row(s, rank + i, net.p), net.p, to[number - begin + i]);
+    });
+  };
+  const auto add_tokens = [&](std::int64_t first, std::int64_t columns) {
     for (std::int64_t j = first; j < first + columns; ++j) {
-      const Real* column = net.W_I + segment.inputs.tokens[j] * length;
+      const Real* column = net.W_I + inputs.tokens[j] * length;
       for (std::int64_t i = 0; i < length; ++i) h[j][i] = bias.data()[i] + column[i];
     }
+  };
+  const auto add_inputs = [&](const Block& block, Member member) {
+    each_chunk(block.width, member, [&](std::int64_t begin, int count) {
+      Rows<Real> own{nullptr, count, net.p};
+      if (inputs.order) {
+        own.data = gathered[std::size_t(member.thread)].data();
+        gather(block, begin, begin + count, own);
+      }
+      block.each_piece(begin, begin + count, [&](std::int64_t first, std::int64_t number, std::int64_t columns) {
+        if (inputs.tokens) return add_tokens(first, columns);
+        const Rows<const Real> from = inputs.order ? own.from(number - begin) : x.from(first);
+        W_I.multiply_add(from, {bias.data(), columns, 0}, h.part(first, columns));
+      });
+    });
   };
   const auto finite = [&](Rows<const Real> rows, std::int64_t columns) {
     return column_sums<Real>(rows, columns, {0, length}, n, nullptr);
@@ -60,7 +81,8 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
         const std::int64_t j = block.column(s) + block.extent() + b0;
         if (cut.by_rows || !next_is_cold || j + columns > layout.total()) return;
         prefetch(h.part(j, columns), length);
-        prefetch(x.part(j, columns), net.p);
+        if (x) prefetch(x.part(j, columns), net.p);
+        if (inputs.order) prefetch_inputs(inputs, block, s + block.last + 1 - block.first, b0, columns, net.p);
       });
       share.each_tile(active, [&](std::int64_t b0, std::int64_t b1) {
         share.each_piece(b0, b1, length, [&](std::int64_t at, std::int64_t count) {
@@ -76,6 +98,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
   const double of_column = double(n) * (n + net.p);
   const bool worth = divisible || double(layout.widest()) * of_column >= worth_a_meeting;
   const int size = worth ? team_size(threads, double(layout.total()) * of_column) : 1;
+  for (int i = 0; i < size && inputs.order; ++i) gathered.emplace_back(std::int64_t{chunk} * net.p);
   Team::run(size, [&](Team& all, int rank) {
     const Member member{rank, all.size(), rank};
     if (rank == 0) crew.split(all);
@@ -87,7 +110,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
       for (int k = -1; k <= blocks; ++k) {
         all.barrier();
         if (rank == 0 && k >= 0 && k < blocks) recursion(layout.block(k), all, alone, false);
-        if (rank > 0 && k + 1 < blocks) each_chunk(layout.block(k + 1), other, add_inputs);
+        if (rank > 0 && k + 1 < blocks) add_inputs(layout.block(k + 1), other);
         if (rank > 0 && k > 0) check(layout.block(k - 1), other);
       }
       return;
@@ -98,7 +121,7 @@ std::int64_t forward(const Network<Real>& net, const Segment<Real>& segment, int
       crew.run(all, rank, [&](int part, Team& team, Member own) {
         for (int k = begin; k < end; ++k) {
           const Block& block = layout.block(k, part);
-          each_chunk(block, own, add_inputs);
+          add_inputs(block, own);
           team.barrier();
           recursion(block, team, own, true);
           team.barrier();

@@ -70,16 +70,32 @@ struct Block {
   template <class Work>
   void each_piece(std::int64_t begin, std::int64_t end, Work&& work) const {
     if (whole) return work(column(first) + begin, begin, end - begin);
+    each_step(begin, end, [&](int s, std::int64_t rank, std::int64_t number, std::int64_t columns) {
+      work(column(s) + rank - ranks.begin, number, columns);
+    });
+  }
+
+  // work(step, first rank, number, columns) for the steps of numbers begin..end.
+  template <class Work>
+  void each_step(std::int64_t begin, std::int64_t end, Work&& work) const {
     int s = int(std::upper_bound(numbers + first, numbers + last + 1, numbers[first] + begin) - numbers) - 1;
     for (; begin < end; ++s) {
       const std::int64_t stop = std::min(end, number(s) + count(s));
-      if (begin < stop) work(column(s) + begin - number(s), begin, stop - begin);
+      if (begin < stop) work(s, ranks.begin + begin - number(s), begin, stop - begin);
       begin = stop;
     }
   }
 
   const std::int64_t *counts, *rows, *numbers;  // of all steps of the segment; its columns counted through all blocks
 };
+
+// Asks for inputs that have an order, of columns b0.. of a part's step, as far as they are there.
+template <class Real>
+void prefetch_inputs(const Inputs<Real>& inputs, const Block& block, int s, std::int64_t b0, std::int64_t columns,
+                     int p) {
+  const std::int64_t end = std::min(b0 + columns, block.count(s));
+  for (std::int64_t b = b0; b < end; ++b) prefetch(Rows<const Real>{inputs.row(s, block.ranks.begin + b, p), 1, p}, p);
+}
 
 // Where the columns of each step lie. Rows of a begin with the carried states, so column j of the segment is row j +
 // counts[0].

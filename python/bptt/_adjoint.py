@@ -21,17 +21,19 @@ class Adjoint:
 
     Attributes
     ----------
+    columns : Columns
+        Of the batch; another of as many sequences may take their place before `begin`.
     value : float
         The sum of w_t E_t.
     nbytes : int
         Of the storage.
     """
 
-    __slots__ = ("_carry", "_columns", "_d_x", "_flat", "_more", "_parts", "_same_order", "_sums", "nbytes", "value")
+    __slots__ = ("_carry", "_d_x", "_flat", "_more", "_parts", "_same_order", "_sums", "columns", "nbytes", "value")
 
     def __init__(self, columns: Columns, rnn: RNN, *, tokens: bool) -> None:
         n, p, m = rnn.n, rnn.p, rnn.m
-        self._columns = columns
+        self.columns = columns
         self._carry = aligned(columns.size, n, rnn.dtype)
         b_R, b_I, b_O = rnn.b_R is not None, rnn.b_I is not None, rnn.b_O is not None
         self._parts = layout(n, p, m, b_R, b_I, b_O)
@@ -58,25 +60,25 @@ class Adjoint:
         self._more = False
         self._carry.fill(0)
         if d_final is not None:
-            self._carry[:, : sweep.rnn.n] = self._columns.sort(d_final)
+            self._carry[:, : sweep.rnn.n] = self.columns.sort(d_final)
         self._d_x: Array | None = None
         if wrt_inputs:
-            self._d_x = np.empty((self._columns.total, sweep.rnn.p), sweep.rnn.dtype)
+            self._d_x = np.empty((self.columns.total, sweep.rnn.p), sweep.rnn.dtype)
 
     def take(self, sweep: Sweep, source: Source, segment: Segment, window: Window) -> None:
         """Go back through a segment."""
         pull = source.pull(segment, window)
         d_x = self._d_x
         if d_x is not None:
-            d_x = d_x[segment.first - self._columns.size : segment.end - self._columns.size]
+            d_x = d_x[segment.first - self.columns.size : segment.end - self.columns.size]
         sweep.backward(segment, window, pull, self._carry, self._sums, self._more, d_x)
         self._more = True
         if pull.errors is not None:
-            self.value = self._columns.add(self.value, pull.errors)
+            self.value = self.columns.add(self.value, pull.errors)
 
     def gradients(self, sweep: Sweep, factor: float, h_0: Array | None, final: Array | None = None) -> Gradients:
         """The gradient times ``factor``; h_0 by rank is needed in form "preactivation"."""
-        columns, dtype = self._columns, self._carry.dtype
+        columns, dtype = self.columns, self._carry.dtype
         if not self._more:
             for flat in self._flat:
                 flat.fill(0)
@@ -114,7 +116,7 @@ class Adjoint:
 
     def _through_first_state(self, sweep: Sweep, h_0: Array) -> None:
         """From dE/da_0 to dE/dh_0; of a sequence without a step, dE/dh_0 is what came for its final state."""
-        columns = self._columns
+        columns = self.columns
         stepping = columns.start(2) - columns.size if columns.steps else 0
         if not stepping:
             return

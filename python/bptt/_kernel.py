@@ -41,6 +41,13 @@ def row_length(n: int, itemsize: int) -> int:
     return -(-n // step) * step
 
 
+class Ordered(NamedTuple):
+    """Numbers of the steps as a ragged batch has them, those that are not there among them."""
+
+    block: Array  # (L, B, p), contiguous
+    order: Array  # int64 (B,): the sequence of each rank
+
+
 class Network(NamedTuple):
     """A network as a level takes it: contiguous arrays of one dtype, names as their index in the tuples above."""
 
@@ -92,7 +99,7 @@ class Kernel(Protocol):
     def forward(
         self,
         network: Network,
-        x: Array,  # (C, p), or int32 (C,): tokens in 0..p-1
+        x: Array | Ordered,  # (C, p), or those of a ragged batch; or int32 (C,): tokens in 0..p-1
         counts: Array,  # int64 (L + 2,): columns at steps t0, t0+1, ..., t1, t1+1
         a: Array,  # (counts[0] + C, ld): the first counts[0] rows are a_t0 (read), the others a_t (written)
         h: Array | None,  # (C, ld): pre-activations (written)
@@ -139,7 +146,7 @@ class Kernel(Protocol):
         self,
         network: Network,
         loss: int,  # index in LOSSES, or -1: no errors of its own, only the upstream gradients
-        x: Array,  # as in forward
+        x: Array | Ordered,  # as in forward
         counts: Array,  # as in forward
         a: Array,  # as in forward, all rows read
         h: Array | None,  # as in direct
@@ -186,7 +193,6 @@ class Kernel(Protocol):
         order: Array,  # int64 (B,): the sequence of each rank
         counts: Array,  # as in forward
         columns: Array,  # (C, ...) (written)
-        threads: int,
     ) -> None:
         """The columns that are there."""
         ...

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bptt import reference
-from bptt._kernel import ACTIVATIONS, FORMS, LOSSES, OUTPUTS, READOUTS, Array, Network, Sums
+from bptt._kernel import ACTIVATIONS, FORMS, LOSSES, OUTPUTS, READOUTS, Array, Network, Ordered, Sums
 from bptt._kernel_reference_chain import accumulate as accumulate
 from bptt._kernel_reference_chain import advance as advance
 from bptt._kernel_reference_jacobian import jacobian_by_chain as jacobian_by_chain
@@ -32,7 +32,8 @@ DERIVATIVE_FROM_A: dict[str, Callable[[Array], Array]] = {
 
 
 @np.errstate(all="ignore")
-def forward(network: Network, x: Array, counts: Array, a: Array, h: Array | None, threads: int) -> int:
+def forward(network: Network, x: Array | Ordered, counts: Array, a: Array, h: Array | None, threads: int) -> int:
+    x = _in_order(x, counts)
     net, n = _specification(network, x), len(network.W_R)
     sigma = reference.ACTIVATIONS[net.activation].sigma
     for columns, rows, previous in _steps(counts):
@@ -76,7 +77,7 @@ def best_parts(n: int, size: int) -> int:
 def backward(
     network: Network,
     loss: int,
-    x: Array,
+    x: Array | Ordered,
     counts: Array,
     a: Array,
     h: Array | None,
@@ -92,6 +93,7 @@ def backward(
     delta: Array | None,
     threads: int,
 ) -> int:
+    x = _in_order(x, counts)
     net, n = _specification(network, x), len(network.W_R)
     a_t = a[counts[0] :]
     D = _derivative(net, a_t, h)
@@ -158,13 +160,19 @@ def scale(values: Sequence[Array], factor: float, scaled: Array, threads: int) -
     return bool(np.isfinite(scaled).all())
 
 
-def pick(block: Array, order: Array, counts: Array, columns: Array, threads: int) -> None:
-    columns[...] = np.concatenate([step[order[:count]] for step, count in zip(block, counts[1:-1], strict=True)])
+def pick(block: Array, order: Array, counts: Array, columns: Array) -> None:
+    columns[...] = _in_order(Ordered(block, order), counts)
 
 
 def find_outside(indices: Array, limit: int) -> int:
     outside = (indices < 0) | (indices >= limit)
     return int(np.argmax(outside)) if outside.any() else -1
+
+
+def _in_order(x: Array | Ordered, counts: Array) -> Array:
+    if not isinstance(x, Ordered):
+        return x
+    return np.concatenate([step[x.order[:count]] for step, count in zip(x.block, counts[1:-1], strict=True)])
 
 
 def _are_tokens(x: Array) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bptt import _levels
 from bptt._columns import Columns, Segment
-from bptt._kernel import Array
+from bptt._kernel import Array, Ordered
 from bptt._memory import contiguous
 from bptt._validate import Slices
 
@@ -43,7 +43,7 @@ def read(name: str, source: Array | Slices, t0: int, t1: int) -> Array:
     return block
 
 
-def pick(block: Array, axes: int, segment: Segment, threads: int = 1) -> Array:
+def pick(block: Array, axes: int, segment: Segment) -> Array:
     """The columns of a segment from its block (L, B, ...), or (L, ...) unbatched."""
     tail = block.shape[axes:]
     if segment.order is None:
@@ -51,7 +51,7 @@ def pick(block: Array, axes: int, segment: Segment, threads: int = 1) -> Array:
     if not block.flags.c_contiguous:
         return block[segment.where()]
     columns: Array = np.empty((segment.columns, *tail), block.dtype)
-    _levels.kernel().pick(block, segment.order, segment.counts, columns, threads)
+    _levels.kernel().pick(block, segment.order, segment.counts, columns)
     return columns
 
 
@@ -61,7 +61,7 @@ class Stream:
     What is read has shape (C, ...), the dtype asked for, and lies contiguous: a view of the source where it can be.
     """
 
-    __slots__ = ("_flat", "axes", "dtype", "name", "size", "source", "threads")
+    __slots__ = ("_flat", "axes", "dtype", "name", "size", "source")
 
     def __init__(
         self,
@@ -70,10 +70,8 @@ class Stream:
         axes: int,
         columns: Columns,
         dtype: np.dtype[np.generic],
-        threads: int = 1,
     ) -> None:
         self.name, self.source, self.axes, self.size, self.dtype = name, source, axes, columns.size, dtype
-        self.threads = threads
         self._flat = None
         if isinstance(source, np.ndarray) and columns.order is None and source.dtype == dtype:
             flags = source.flags
@@ -84,13 +82,24 @@ class Stream:
         """The columns as they are in the source: any dtype, perhaps strided."""
         if self._flat is not None:
             return self._flat[segment.first - self.size : segment.end - self.size]
-        return pick(read(self.name, self.source, segment.t0, segment.t1), self.axes, segment, self.threads)
+        return pick(read(self.name, self.source, segment.t0, segment.t1), self.axes, segment)
 
     def read(self, segment: Segment, weights: Array | None = None) -> Array:
         """The columns of a segment; where a weight is 0 their values do not matter."""
         if self._flat is not None:
             return self._flat[segment.first - self.size : segment.end - self.size]
         return contiguous(self.columns(segment), self.dtype)
+
+
+class Inputs(Stream):
+    """Inputs that are numbers: of a ragged batch as they lie, for the kernel to find the columns."""
+
+    __slots__ = ()
+
+    def given(self, segment: Segment) -> Array | Ordered:
+        if segment.order is None:
+            return self.read(segment)
+        return Ordered(contiguous(read(self.name, self.source, segment.t0, segment.t1), self.dtype), segment.order)
 
 
 class Weights(Stream):

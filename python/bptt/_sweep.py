@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 from bptt import _levels
 from bptt._arguments import Extent, Nonfinite
 from bptt._columns import Columns, Segment, block_steps, equal, present, segment_steps
-from bptt._kernel import Array, Sums
-from bptt._streams import Indices, Stream, place
+from bptt._kernel import Array, Ordered, Sums
+from bptt._streams import Indices, Inputs, place
 from bptt._validate import Slices
 from bptt.network import RNN
 
@@ -92,19 +92,21 @@ class Sweep:
             self.columns = equal(extent.time, extent.size, grid, rnn.n)
         else:
             self.columns = Columns(extent.time, extent.size, lengths, grid, block_steps(rnn.n, extent.size))
+        self.x: Indices | Inputs
         if self.tokens:
-            self.x: Stream = Indices("x", x, extent.axes, self.columns, "p", rnn.p)
+            self.x = Indices("x", x, extent.axes, self.columns, "p", rnn.p)
         else:
-            self.x = Stream("x", x, extent.axes, self.columns, rnn.dtype, self.threads)
-        self._latest: tuple[Segment, Array] | None = None
+            self.x = Inputs("x", x, extent.axes, self.columns, rnn.dtype)
+        self._latest: tuple[Segment, Array | Ordered] | None = None
         self.nonfinite = nonfinite
         self.warning = ""  # to be given at the end of the call
 
-    def inputs(self, segment: Segment) -> Array:
+    def inputs(self, segment: Segment) -> Array | Ordered:
         """x_t0+1 .. x_t1 (C, p). The way back begins with the segment that the way forth ended with."""
         if self._latest is None or self._latest[0] is not segment:
             self._latest = None  # not two of them at a time
-            self._latest = segment, self.x.read(segment)
+            x = self.x
+            self._latest = segment, x.given(segment) if isinstance(x, Inputs) else x.read(segment)
         return self._latest[1]
 
     def begin(self, initial: Array | None, a: Array, h: Array | None) -> None:

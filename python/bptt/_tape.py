@@ -26,8 +26,10 @@ class Tape:
         h_0 by rank, in form "preactivation".
     final : array of shape (B, n)
         The state after each sequence's last step, by rank: whole once all segments were handed out.
+    rows : array of shape (R, ld)
+        The storage.
     nbytes : int
-        Of the storage.
+        Of it.
     """
 
     __slots__ = (
@@ -35,28 +37,37 @@ class Tape:
         "_columns",
         "_ends",
         "_first",
-        "_keep_h",
         "_last",
         "_n",
         "_pieces",
-        "_rows",
         "final",
         "initial",
+        "keep_h",
         "nbytes",
+        "rows",
     )
 
     def __init__(
-        self, columns: Columns, budget: Budget, n: int, dtype: np.dtype[Any], *, keep_h: bool, form: str
+        self,
+        columns: Columns,
+        budget: Budget,
+        n: int,
+        dtype: np.dtype[Any],
+        *,
+        keep_h: bool,
+        form: str,
+        rows: Array | None = None,
     ) -> None:
-        self._columns, self._budget, self._n, self._keep_h = columns, budget, n, keep_h
+        self._columns, self._budget, self._n, self.keep_h = columns, budget, n, keep_h
         size = columns.size
         whole = size + columns.total * (2 if keep_h else 1)
-        self._rows = aligned(min(size + budget.rows, whole), n, dtype)
+        count = min(size + budget.rows, whole)
+        self.rows = aligned(count, n, dtype) if rows is None or len(rows) < count else rows
         self.initial = aligned(size, n, dtype) if form == "preactivation" else None
-        self.nbytes = self._rows.nbytes
+        self.nbytes = self.rows.nbytes
         self._ends = columns.finals()
         # Where all states are kept and no step is missing, all views of the storage are known beforehand.
-        self._first = self._rows[:size]
+        self._first = self.rows[:size]
         self._last = (self._first if self.initial is None else self.initial)[:, :n]
         self._pieces: list[tuple[Segment, Window]] | None = None
         if columns.order is None and budget.rows >= budget.units * budget.costs.unit:
@@ -111,17 +122,17 @@ class Tape:
                 window = self._window(segment, base, segment.t0, segment.t1)
                 sweep.forward(segment, window)
                 reached = int(segment.counts[-2])
-                self._rows[kept : kept + reached] = window[0][-reached:]
+                self.rows[kept : kept + reached] = window[0][-reached:]
                 base = kept
                 if tick:
                     tick(segment.t1 - segment.t0)
 
     def _window(self, segment: Segment, base: int, t0: int, t1: int) -> Window:
         """The rows of a segment in a window over the steps t0 .. t1 whose boundary lies at row ``base``."""
-        columns, rows = self._columns, self._rows
+        columns, rows = self._columns, self.rows
         shift = base - columns.start(t0)
         a = rows[shift + segment.before : shift + segment.end]
-        if not self._keep_h:
+        if not self.keep_h:
             return a, None
         shift += columns.start(t1 + 1) - columns.start(t0 + 1)
         return a, rows[shift + segment.first : shift + segment.end]

@@ -1,4 +1,4 @@
-"""The storage of a call, kept for the next one of the same shape.
+"""The storage of a call, kept for the next one of the same shape; of a ragged batch, also for other lengths.
 
 Fresh pages cost as much as a small network's work on them, and a short sequence's storage takes longer to lay out than
 the kernel to fill.
@@ -37,6 +37,13 @@ class Workspace:
     def nbytes(self) -> int:
         return self.tape.nbytes + self.adjoint.nbytes
 
+    def fit(self, sweep: Sweep, plan: Budget) -> None:
+        """Serve sequences of other lengths."""
+        rnn, tape = sweep.rnn, self.tape
+        self.budget = plan
+        self.tape = Tape(sweep.columns, plan, rnn.n, rnn.dtype, keep_h=tape.keep_h, form=rnn.form, rows=tape.rows)
+        self.adjoint.columns = sweep.columns
+
     def claim(self) -> bool:
         """Whether it was free, and now is not. Another thread, or a callable's own call, may be at work in it."""
         return self._lock.acquire(blocking=False)
@@ -52,28 +59,40 @@ class Workspace:
 
 def workspace(sweep: Sweep, *, keep_h: bool, by_class: bool, wrt_inputs: bool, memory: int | None) -> Workspace:
     """Storage for a call, already claimed: one that was kept, or a new one."""
+    rnn, columns = sweep.rnn, sweep.columns
+    ragged = columns.order is not None
     key: Hashable = None
-    if memory is None and sweep.columns.order is None:
-        rnn = sweep.rnn
+    found = None
+    if memory is None:
         biases = rnn.b_R is None, rnn.b_I is None, rnn.b_O is None
-        key = sweep.columns, rnn.n, rnn.p, rnn.m, rnn.dtype, biases, sweep.tokens, rnn.form, keep_h
-        kept = _kept.get(key)
-        if kept is not None and kept.claim():
-            return kept
-    elif memory is not None:
+        shape: Hashable = columns.size if ragged else columns
+        key = shape, rnn.n, rnn.p, rnn.m, rnn.dtype, biases, sweep.tokens, rnn.form, keep_h
+        found = _claimed(key)
+        if found is not None and not ragged:
+            return found
+    else:
         _kept.clear()  # a budget is for all that the process takes
-    made = Workspace(
-        sweep, budget(sweep, keep_h=keep_h, by_class=by_class, wrt_inputs=wrt_inputs, memory=memory), keep_h=keep_h
-    )
-    made.claim()
-    if key is not None and made.nbytes <= KEPT:
-        _keep(key, made)
-    return made
+    plan = budget(sweep, keep_h=keep_h, by_class=by_class, wrt_inputs=wrt_inputs, memory=memory)
+    if found is not None:
+        found.fit(sweep, plan)
+    else:
+        found = Workspace(sweep, plan, keep_h=keep_h)
+        found.claim()
+    if key is not None:
+        _keep(key, found)
+    return found
+
+
+def _claimed(key: Hashable) -> Workspace | None:
+    kept = _kept.get(key)
+    return kept if kept is not None and kept.claim() else None
 
 
 def _keep(key: Hashable, made: Workspace) -> None:
-    """Keep it, and the latest others that fit beside it."""
+    """Keep it, if it is not too large, and the latest others that fit beside it."""
     _kept.pop(key, None)
+    if made.nbytes > KEPT:
+        return
     _kept[key] = made
     total = 0
     for other, workspace in reversed(list(_kept.items())):

@@ -16,7 +16,7 @@ from bptt._arguments import NONFINITE, Extent, Nonfinite
 from bptt._bundles import step as step_number
 from bptt._bundles import zero_rows
 from bptt._columns import Segment
-from bptt._kernel import Array
+from bptt._kernel import Array, Ordered
 from bptt._memory import aligned, contiguous
 from bptt._progress import Progress, Tick, meter
 from bptt._progress import check as check_progress
@@ -351,5 +351,6 @@ class _Run:
             return a[:, : self.n].astype(np.float64)
         if self.wrt == "W_I":
             x = self.sweep.inputs(segment)
+            assert not isinstance(x, Ordered)  # which is of many sequences
             return x if self.sweep.tokens else contiguous(x, _FLOAT64)
         return np.ones((len(a), 1)) if self.wrt == "b_R" else None
