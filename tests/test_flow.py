@@ -8,7 +8,8 @@ import pytest
 
 import bptt
 import support
-from bptt import flow as flow_module
+from bptt._quantiles import median
+from bptt.flow_table import scientific
 
 
 def problem(n=8, T=120, *, seed=0, **choices):
@@ -233,7 +234,7 @@ def test_the_table():
     ],
 )
 def test_numbers_beyond_float64_are_written(log, text):
-    assert flow_module.scientific(log) == text
+    assert scientific(log) == text
 
 
 def test_the_figure(tmp_path):
@@ -241,8 +242,8 @@ def test_the_figure(tmp_path):
     flow = bptt.gradient_flow(rnn, x, y)
     figure = flow.plot()
     norms, map_, bar, exponents = figure.axes
-    median = norms.lines[0]
-    np.testing.assert_allclose(median.get_ydata(), np.array(flow_module.median(flow.norms)) / np.log(10))
+    middle = norms.lines[0]
+    np.testing.assert_allclose(middle.get_ydata(), np.array(median(flow.norms)) / np.log(10))
     assert figure.get_suptitle() == f"{flow.verdict.capitalize()}: the gradient reaches back {flow.horizon} steps"
     shares = map_.collections[0].get_array()
     assert shares.shape[0] == len(flow.stops)

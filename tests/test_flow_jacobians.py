@@ -87,6 +87,11 @@ RNN, X = network(4), np.zeros((9, 3))
         ({"jacobians": [J, J[:, :3, :3]]}, ValueError, "jacobians must be of one n in all sequences; got n = 4, 3"),
         ({"jacobians": 3.0}, ValueError, r"jacobians must have shape \(T, n, n\) with n >= 1; got \(\)"),
         ({"jacobians": []}, ValueError, r"jacobians must have shape \(T, n, n\) with n >= 1; got \(0,\)"),
+        (
+            {"jacobians": [J, np.full((9, 4, 4), np.inf)]},
+            ValueError,
+            r"jacobians\[1\] must be finite; jacobians\[1\]\[0\] is not",
+        ),
         ({"jacobians": [J[:2], J[:1]]}, ValueError, "a sequence of at least 3 steps; the longest has 2"),
         ({"jacobians": np.full((9, 4, 4), np.nan)}, ValueError, r"jacobians must be finite; jacobians\["),
         ({"jacobians": [J, J], "d_states": D}, ValueError, "of as many sequences as jacobians, 2; got 1"),

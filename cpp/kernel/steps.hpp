@@ -93,6 +93,7 @@ struct Block {
 template <class Real>
 void prefetch_inputs(const Inputs<Real>& inputs, const Block& block, int s, std::int64_t b0, std::int64_t columns,
                      int p) {
+  if (s < 1) return;
   const std::int64_t end = std::min(b0 + columns, block.count(s));
   for (std::int64_t b = b0; b < end; ++b) prefetch(Rows<const Real>{inputs.row(s, block.ranks.begin + b, p), 1, p}, p);
 }

@@ -92,11 +92,11 @@ class JacobianChain:
 
     least = 0
 
-    def __init__(self, jacobians: Any) -> None:
-        self._M = numbers("jacobians", jacobians)
+    def __init__(self, jacobians: Any, name: str = "jacobians") -> None:
+        self._M, self._name = numbers(name, jacobians), name
         sizes = self._M.shape
         if len(sizes) != 3 or sizes[1] != sizes[2] or not sizes[1]:
-            raise ValueError(f"jacobians must have shape (T, n, n) with n >= 1; got {sizes}")
+            raise ValueError(f"{name} must have shape (T, n, n) with n >= 1; got {sizes}")
         self.steps, self.n = sizes[:2]
         together = max(1, _BYTES // (8 * self.n**2))
         for begin in range(0, self.steps, together):
@@ -108,7 +108,7 @@ class JacobianChain:
         return Factors(contiguous(self._M[first:end], _FLOAT64), None, None, first)
 
     def not_finite(self, k: int) -> str:
-        return f"jacobians must be finite; jacobians[{k}] is not"
+        return f"{self._name} must be finite; {self._name}[{k}] is not"
 
 
 def network_chain(rnn: Any, trajectory: Any, instead: str = "") -> NetworkChain:

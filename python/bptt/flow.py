@@ -17,6 +17,7 @@ from bptt._kernel import Array
 from bptt._memory import aligned
 from bptt._progress import Progress, part
 from bptt._progress import check as check_progress
+from bptt._quantiles import median
 from bptt._survey import STAGE, Survey
 from bptt._validate import numbers, shape
 from bptt.certificates import Certificates, bounds, cond_limit_of, slope_range
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Verdict = Literal["vanishing", "exploding", "marginal", "transient growth, then decay"]
-
-_LN10 = float(np.log(10.0))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,8 +118,9 @@ class Flow:
         return f"Flow({self.verdict}, horizon={self.horizon}, largest exponent {self.exponents[0]:.4g})"
 
     def __str__(self) -> str:
-        parts = [self._summary(), self._table(), self._exponents()]
-        return "\n\n".join(parts if self.certificates is None else [*parts, _bounds(self.certificates)])
+        from bptt.flow_table import write
+
+        return write(self)
 
     @property
     def _max_lag(self) -> int:
@@ -135,49 +135,6 @@ class Flow:
         """Log of each contribution by the largest of its row, of the rows that are not all zero."""
         rows = self.contributions[np.isfinite(self.contributions).any(axis=1)]
         return rows - np.nanmax(rows, axis=1, keepdims=True) if len(rows) else rows
-
-    def _summary(self) -> str:
-        rate, error = self.exponents[0].round(12), self.standard_errors[0].round(12)
-        if np.isneginf(rate):
-            pace = "all directions die"
-        elif self.verdict == "marginal":
-            pace = f"{rate:+.3g} ± {error:.1g} per step, no more than noise or a factor e over the lags"
-        else:
-            pace = f"{rate:+.3g} ± {error:.1g} per step, a factor e every {1 / abs(rate):.3g} steps"
-            if rate > 0 and self._ends:
-                pace += ", until the decay that is proved"
-        dead, sequences = len(self.dead), len(np.unique(self.sequences))
-        if 0 < dead < sequences:
-            pace += f"; without {dead} of {sequences} sequences, where all directions die"
-        whose = "the error's" if self.of_error else "the state's"
-        if not len(self._relative()):
-            reach = "none: all contributions are zero"
-        elif self.horizon == self._max_lag:
-            reach = f"beyond the {self._max_lag} lags looked at" if self._max_lag > 1 else "beyond the lag looked at"
-        elif not np.isfinite(self.contributions[:, self.horizon + 1 :]).any():
-            reach = f"{in_steps(self.horizon)}: farther back there are no contributions"
-        else:
-            reach = f"{in_steps(self.horizon)}: farther back are contributions under {self.fraction:.3g} of the largest"
-        facts = f"Verdict           {self.verdict}\nLargest exponent  {pace}\nHorizon           {reach}"
-        return f"{facts} (to {whose} gradient)"
-
-    def _table(self) -> str:
-        lags = [lag for lag in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if lag < self._max_lag] + [self._max_lag]
-        columns = [*quantiles(self.norms), median(self._relative())]
-        sequences = len(np.unique(self.sequences))
-        of = "one sequence" if sequences == 1 else f"{sequences} sequences"
-        head = f"Median and range over {in_steps(len(self.stops))} t of {of}"
-        lines = [head, "  lag     ‖∂h_t/∂h_k‖      least       most   contribution / largest"]
-        for lag in lags:
-            middle, low, high, share = (scientific(column[lag]) for column in columns)
-            lines.append(f"{lag:5}   {middle:>13} {low:>10} {high:>10}   {share:>22}")
-        return "\n".join(lines)
-
-    def _exponents(self) -> str:
-        shown = min(len(self.exponents), 8)
-        pairs = zip(self.exponents[:shown], self.standard_errors[:shown], strict=True)
-        numbers = "  ".join(_rate(rate.round(12) + 0.0, error) for rate, error in pairs)
-        return f"Lyapunov exponents (the largest {shown} of {len(self.exponents)} computed)\n  {numbers}"
 
 
 def gradient_flow(
@@ -312,7 +269,8 @@ def _of_jacobians(
     jacobians: Any, d_states: Any, options: dict[str, Any], threads: int | None, progress: Progress
 ) -> Flow:
     chains = _list("jacobians", jacobians, 3)
-    sizes = [JacobianChain(M).n for M in chains]  # which checks them
+    names = ["jacobians"] if len(chains) == 1 else [f"jacobians[{b}]" for b in range(len(chains))]
+    sizes = [JacobianChain(M, name).n for M, name in zip(chains, names, strict=True)]  # which checks them
     n = sizes[0]
     if len(set(sizes)) > 1:
         raise ValueError(f"jacobians must be of one n in all sequences; got n = {', '.join(map(str, sizes))}")
@@ -409,62 +367,3 @@ def _log_activations(run: Trajectory, stops: Array, lags: int) -> Array:
     k = stops[:, None] - np.arange(lags + 1)
     logs = log_norms(np.asarray(run.activations, np.float64))
     return np.where(k >= 1, logs[np.maximum(k, 1) - 1], np.nan)
-
-
-def _bounds(c: Certificates) -> str:
-    proved = ": vanishing is proved" if c.vanishes else ": exploding is proved" if c.explodes else ""
-    lines = [
-        f"Bounds for all inputs with slopes in the range seen, Δ <= |σ'| <= Γ{proved}",
-        "  scaled by a diagonal S: cond(S) · η^lag from above, η^lag / cond(S) from below",
-    ]
-    for name, sign, bound in (
-        ("‖W_R Γ‖", "<=", c.norm),
-        ("ρ(|W_R| Γ)", "<=", c.absolute),
-        ("‖S W_R Γ S⁻¹‖", "<=", c.scaled),
-        ("σ_min(W_R Δ)", ">=", c.expanding),
-        ("σ_min(S W_R Δ S⁻¹)", ">=", c.expanding_scaled),
-    ):
-        if np.isinf(bound.constant):
-            power = f"C(r) · r^lag for every r > {bound.rate:.4g}"
-        else:
-            digits = 4 if f"{bound.rate:.4g}" != "1" or bound.rate == 1 else 10
-            power = f"{bound.constant:.3g} · {bound.rate:.{digits}g}^lag"
-        lines.append(f"  {name:19} ‖∂h_t/∂h_k‖ {sign} {power}")
-    return "\n".join(lines)
-
-
-def _rate(rate: float, error: float) -> str:
-    if np.isneginf(rate):
-        return "-inf"
-    return f"{rate:+.4f} ± {error:.4f}" if abs(rate) < 1e6 else f"{rate:+.4g} ± {error:.2g}"
-
-
-def in_steps(count: int) -> str:
-    return f"{count} step" if count == 1 else f"{count} steps"
-
-
-def quantiles(logs: Array) -> tuple[Array, Array, Array]:
-    """Median, least and largest of each column without its nan: numbers of the column itself, -inf among them."""
-    sizes = np.count_nonzero(~np.isnan(logs), axis=0)
-    ordered = np.sort(np.vstack([logs, np.full(logs.shape[1], np.nan)]), axis=0)  # nan last, and one at least
-    columns = np.arange(logs.shape[1])
-    return tuple(
-        ordered[place, columns] for place in (np.maximum(sizes - 1, 0) // 2, 0 * sizes, np.maximum(sizes - 1, 0))
-    )
-
-
-def median(logs: Array) -> Array:
-    return quantiles(logs)[0]
-
-
-def scientific(log: float) -> str:
-    """exp(log) as 1.2e-34, however large or small; of no number a dash."""
-    if np.isnan(log):
-        return "-"
-    if not np.isfinite(log):
-        return "0" if log < 0 else str(log)
-    exponent, fraction = divmod(log / _LN10, 1)
-    digits = 10**fraction
-    if round(digits, 1) >= 10:
-        digits, exponent = 1.0, exponent + 1
-    return f"{digits:.1f}e{int(exponent):+03d}"

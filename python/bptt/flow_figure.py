@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bptt._kernel import Array
+from bptt._quantiles import quantiles
+from bptt.flow_table import in_steps
 from bptt.plotting import COLORS
 
 if TYPE_CHECKING:
@@ -40,8 +42,6 @@ def draw(flow: Flow) -> Figure:
 
 
 def _title(flow: Flow) -> str:
-    from bptt.flow import in_steps
-
     verdict = flow.verdict.capitalize()
     if not np.isfinite(flow.contributions).any():
         return f"{verdict}: all contributions are zero"
@@ -50,8 +50,6 @@ def _title(flow: Flow) -> str:
 
 
 def _norms(axes: Axes, flow: Flow) -> None:
-    from bptt.flow import quantiles
-
     lags = np.arange(flow.norms.shape[1])
     middle, low, high = (_shown(curve) for curve in quantiles(flow.norms))
     known = np.flatnonzero(np.isfinite(middle))

@@ -62,7 +62,7 @@ def flow(
 
 def facts(flow: Flow) -> dict[str, Any]:
     """A flow as numbers by name; norms are natural logarithms, one for each lag."""
-    from bptt.flow import quantiles
+    from bptt._quantiles import quantiles
 
     certificates = flow.certificates
     assert certificates is not None  # of a network there are
