@@ -72,6 +72,19 @@ def test_ragged_batches_of_other_lengths_share_it(form, tokens):
             assert np.array_equal(getattr(again[1], name), getattr(gradients, name)), name
 
 
+def test_levels_do_not_share_it(monkeypatch):
+    """They have other parts, and so other bits."""
+    rng = np.random.default_rng(0)
+    rnn = bptt.RNN.random(3, 16, 4, dtype="float32")
+    x, y = rng.standard_normal((20, 16, 3)), rng.integers(4, size=(20, 16))
+    wanted = bptt.value_and_grad(rnn, x, y)[1].ravel()
+    _workspace._kept.clear()
+    with monkeypatch.context() as other:
+        other.setattr(_levels, "kernel", lambda: _levels.load(_levels.REFERENCE))
+        bptt.value_and_grad(rnn, x, y)
+    assert np.array_equal(bptt.value_and_grad(rnn, x, y)[1].ravel(), wanted)
+
+
 def test_other_networks_of_the_same_shape_share_it_and_other_shapes_do_not():
     _, rnn, x, y = problem()
     bptt.value_and_grad(rnn, x, y)

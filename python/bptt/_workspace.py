@@ -66,7 +66,8 @@ def workspace(sweep: Sweep, *, keep_h: bool, by_class: bool, wrt_inputs: bool, m
     if memory is None:
         biases = rnn.b_R is None, rnn.b_I is None, rnn.b_O is None
         shape: Hashable = columns.size if ragged else columns
-        key = shape, rnn.n, rnn.p, rnn.m, rnn.dtype, biases, sweep.tokens, rnn.form, keep_h
+        kind = id(sweep.kernel), sweep.tokens, rnn.dtype, rnn.form, keep_h  # a level has as many parts as it likes
+        key = shape, rnn.n, rnn.p, rnn.m, biases, kind
         found = _claimed(key)
         if found is not None and not ragged:
             return found
