@@ -68,7 +68,9 @@ def workspace(sweep: Sweep, *, keep_h: bool, by_class: bool, wrt_inputs: bool, m
         shape: Hashable = columns.size if ragged else columns
         kind = id(sweep.kernel), sweep.tokens, rnn.dtype, rnn.form, keep_h  # a level has as many parts as it likes
         key = shape, rnn.n, rnn.p, rnn.m, biases, kind
-        found = _claimed(key)
+        found = _kept.get(key)
+        if found is not None and not found.claim():
+            found = None
         if found is not None and not ragged:
             return found
     else:
@@ -82,11 +84,6 @@ def workspace(sweep: Sweep, *, keep_h: bool, by_class: bool, wrt_inputs: bool, m
     if key is not None:
         _keep(key, found)
     return found
-
-
-def _claimed(key: Hashable) -> Workspace | None:
-    kept = _kept.get(key)
-    return kept if kept is not None and kept.claim() else None
 
 
 def _keep(key: Hashable, made: Workspace) -> None:
