@@ -207,3 +207,25 @@ def test_weights_of_any_scale(power):
         assert scaled.vanishes == (power < 0)
     growing = network(np.ldexp(np.eye(3), power), activation="identity")
     assert bptt.certificates(growing).explodes == (power > 0)
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e34, 1e40, 1e75])
+def test_no_bound_from_a_scaling_that_is_not_known_well(scale):
+    rnn = network(np.array([[0.5, scale], [0.1 / scale, 0.5]]), activation="identity")
+    run = bptt.forward(rnn, np.zeros((30, rnn.p)))
+    c, norms = bptt.certificates(rnn, run), bptt.chain_norms(rnn, run, stops=[-1], max_lag=20)[0]
+    for bound in (c.norm, c.absolute, c.scaled):
+        assert (norms <= bound.log_at(np.arange(21)) + 1e-6).all()
+    assert np.isfinite(c.absolute.constant) == (scale < 1e30)
+
+
+def test_bounds_from_above_do_not_underflow():
+    """Slopes of 1e-1300 are above 0, and so is the bound."""
+    rnn = network([[1e3]], activation="tanh")
+    run = bptt.forward(rnn.replace(W_I=[[1.0]], b_R=[0.0]), np.full((5, 1), 500.0))
+    c, norms = bptt.certificates(rnn, run), bptt.chain_norms(rnn, run, stops=[-1], max_lag=3)[0]
+    assert np.isfinite(norms).all()
+    for bound in (c.norm, c.absolute, c.scaled):
+        assert (norms <= bound.log_at(np.arange(4))).all()
+    dead = bptt.certificates(network(np.zeros((2, 2))))
+    assert dead.norm.rate == dead.absolute.rate == dead.scaled.rate == 0

@@ -25,6 +25,9 @@ SLOPES = {
     "softsign": (1.0, 0.0),
 }
 
+#: The least number above 0.
+_SMALLEST = 5e-324
+
 #: Binary exponents up to which numbers can be squared, scaled by S as far as it may go.
 _SQUARED = 150
 
@@ -182,8 +185,9 @@ def slope_range(chain: NetworkChain) -> tuple[Array, Array]:
     most, least = np.zeros(chain.n), np.full(chain.n, np.inf)
     for first in range(chain.least, chain.steps, _STEPS):
         d, e = chain.slopes(np.arange(first, min(first + _STEPS, chain.steps)))
-        d = d if e is None else np.ldexp(d, np.maximum(e, -5000))
-        most, least = np.maximum(most, d.max(axis=0)), np.minimum(least, d.min(axis=0))
+        slopes = d if e is None else np.ldexp(d, np.maximum(e, -5000))
+        least = np.minimum(least, slopes.min(axis=0))
+        most = np.maximum(most, np.where(d > 0, np.maximum(slopes, _SMALLEST), 0).max(axis=0))  # rounded up
     return most, least
 
 
@@ -193,7 +197,10 @@ def bounds(rnn: RNN, most: Array, least: Array, cond_limit: float) -> Certificat
     M, unit = _in_units(W, most)
     absolute = np.abs(M)
     s, irreducible = _perron_scaling(absolute)
-    perron = Bound(_radius(absolute), _cond(s) if irreducible else np.inf, np.exp(s) if irreducible else None)
+    perron, S = Bound(_radius(absolute), np.inf), np.exp(s)
+    # Vectors with components beyond float64's digits are not known so well that S would do what it should.
+    if irreducible and _spectral_norm(S[:, None] * absolute / S) <= perron.rate * (1 + 1e-9):
+        perron = Bound(perron.rate, _cond(s), S)
     return Certificates(
         most=most,
         least=least,
@@ -219,8 +226,10 @@ def _normalised(M: Array) -> tuple[Array, int]:
 
 
 def _times(bound: Bound, unit: int, most: float = np.inf) -> Bound:
+    """The bound times 2**unit, rounded up where it falls below float64; one from below has a ``most``, and is not."""
+    least = _SMALLEST if bound.rate and most == np.inf else 0.0
     with np.errstate(over="ignore"):
-        return replace(bound, rate=float(min(np.ldexp(bound.rate, unit), most)))
+        return replace(bound, rate=float(np.clip(np.ldexp(bound.rate, unit), least, most)))
 
 
 def _expanding(M: Array, unit: int, cond_limit: float) -> dict[str, Bound]:

@@ -137,7 +137,7 @@ def chain_norms(
     float64 array of shape (S, max_lag + 1)
         Natural logarithms; row i and column l belong to t = stops[i] and k = t - l. -inf where P is zero, nan where k
         is out of range (k < 1; in form "preactivation" and for jacobians k < 0). Numbers of a factor W_R or M under
-        2.2e-308 count as 0, and so do, in a row of P, products that small beside its largest number.
+        2.2e-308 count as 0, and so does what is that small beside the largest number of a factor or of a row of P.
 
     Raises
     ------
@@ -330,7 +330,7 @@ def per_step_gradients(
     TypeError, ValueError, FloatingPointError
         As in `contributions`.
     OverflowError
-        A gradient is beyond the range of float64; `contributions` has its logarithm.
+        A gradient, or a product on the way to it, is beyond the range of float64; `contributions` has its logarithm.
 
     Examples
     --------
