@@ -227,5 +227,22 @@ def test_bounds_from_above_do_not_underflow():
     assert np.isfinite(norms).all()
     for bound in (c.norm, c.absolute, c.scaled):
         assert (norms <= bound.log_at(np.arange(4))).all()
+    assert (c.absolute.log_at([0, 3]) >= norms[[0, 3]]).all()  # a list does too
     dead = bptt.certificates(network(np.zeros((2, 2))))
     assert dead.norm.rate == dead.absolute.rate == dead.scaled.rate == 0
+
+
+@pytest.mark.parametrize("form", support.STATES)
+@pytest.mark.parametrize("size", [356.0, 360.25, 366.0, 370.7, 371.1])
+def test_bounds_hold_among_subnormal_slopes(form, size):
+    """Such slopes have few digits: what bounds them from above is rounded up, what does from below is rounded down."""
+    lags = np.arange(8)
+    for weight in (0.7, 1.0, 1.37):
+        rnn = bptt.RNN([[weight]], [[size]], form=form)
+        run = bptt.forward(rnn, np.ones((10, 1)), initial=[size if form == "preactivation" else 0])
+        c, norms = bptt.certificates(rnn, run), bptt.chain_norms(rnn, run, stops=[-1], max_lag=7)[0]
+        assert 0 < c.most[0] < np.finfo(float).tiny
+        for bound in (c.norm, c.absolute, c.scaled):
+            assert (norms <= bound.log_at(lags) + 1e-11).all()
+        for bound in (c.expanding, c.expanding_scaled):
+            assert (norms >= bound.log_at(lags) - 1e-11).all()

@@ -335,6 +335,8 @@ def test_an_error_without_targets_is_refused():
             bptt.gradient_flow(RNN, X, **options)
     with pytest.raises(ValueError, match=r"jacobians must have shape \(T, n, n\) with n >= 1"):
         bptt.gradient_flow(jacobians=np.zeros((3, 0, 0)))
+    with pytest.raises(ValueError, match="cond_limit must be >= 1; got 0"):
+        bptt.gradient_flow(jacobians=np.zeros((3, 2, 2)), cond_limit=0)
 
 
 def test_a_flow_of_nothing_says_so():
@@ -342,6 +344,30 @@ def test_a_flow_of_nothing_says_so():
     flow = bptt.gradient_flow(rnn, np.zeros((20, 1)), np.zeros((20, 1)))
     assert "none: all contributions are zero" in str(flow)
     assert flow.plot().get_suptitle() == "Vanishing: all contributions are zero"
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("size", [1, 300, 360, 400, 1e5])
+def test_an_error_of_saturated_states_is_the_same_however_it_is_given(size):
+    """Slopes of 1e-700 and less are no number of float64; their products with an error are looked at all the same."""
+    rnn = bptt.RNN([[2.0]], [[size]], W_O=[[1.0]], output="linear")
+    x, y = np.ones((6, 1)), np.zeros((6, 1))
+    named = bptt.gradient_flow(rnn, x, y)
+    given = bptt.gradient_flow(rnn, x, d_states=2 * bptt.forward(rnn, x).outputs)
+    assert np.isfinite(named.contributions[-1, :-1]).all()
+    np.testing.assert_allclose(given.contributions, named.contributions, rtol=1e-15, atol=1e-13)
+    assert given.horizon == named.horizon
+    assert str(given) == str(named)
+
+
+@pytest.mark.usefixtures("level")
+def test_an_error_that_is_tiny_beside_saturated_states():
+    """Neither is the product of 1e-250 with a slope of 1e-100, which needs no exponent of its own."""
+    rnn = bptt.RNN([[2.0]], [[115.0]], W_O=[[1.0]], output="linear")
+    x, y, weights = np.ones((6, 1)), np.zeros((6, 1)), np.full(6, 1e-250)
+    tiny = bptt.contributions(rnn, bptt.forward(rnn, x), y, weights=weights)
+    plain = bptt.contributions(rnn, bptt.forward(rnn, x), y)
+    np.testing.assert_allclose(tiny, plain + np.log(1e-250), rtol=1e-14)
 
 
 @pytest.mark.parametrize("of", ["weights", "d_states", "jacobians"])

@@ -61,7 +61,4 @@ class Direct:
         if not (finite := np.isfinite(g).all(axis=1)).all():
             t = stops[int(np.argmin(finite))]
             raise FloatingPointError(f"the gradient of the error by the state at t = {t} is not finite")
-        if not self._by_activation:
-            return normalised(g)
-        d, e = self._chain.slopes(stops)
-        return normalised(g * d, 0 if e is None else e)
+        return self._chain.times_slopes(g, stops) if self._by_activation else normalised(g)

@@ -14,6 +14,7 @@ from bptt._progress import Tick
 from bptt._validate import numbers
 from bptt.network import RNN
 from bptt.results import Trajectory
+from bptt.scaled import normalised
 
 _FLOAT64 = np.dtype(np.float64)
 _LN2 = float(np.log(2.0))
@@ -82,6 +83,12 @@ class NetworkChain:
         e[small] = np.floor(log2)
         d[small] = np.exp2(log2 - e[small])
         return d, e
+
+    def times_slopes(self, rows: Array, t: Array) -> tuple[Array, Array]:
+        """rows[i] D_t[i] = mantissas * 2**exponents, (len(t), n) and (len(t),), where float64 would not hold it too."""
+        mantissas, powers = np.frexp(rows)
+        d, e = self.slopes(t)
+        return normalised(mantissas * d, powers if e is None else powers + e)
 
     def not_finite(self, k: int) -> str:
         return "rnn must have finite weights W_R"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from bptt import _arguments
 from bptt._factors import NetworkChain, network_chain
@@ -25,8 +26,8 @@ SLOPES = {
     "softsign": (1.0, 0.0),
 }
 
-#: The least number above 0.
-_SMALLEST = 5e-324
+#: The least number that has all digits.
+_NORMAL = float(np.finfo(float).tiny)
 
 #: Binary exponents up to which numbers can be squared, scaled by S as far as it may go.
 _SQUARED = 150
@@ -64,10 +65,11 @@ class Bound:
     constant: float = 1.0
     scale: Array | None = field(default=None, repr=False)
 
-    def log_at(self, lags: Array) -> Array:
-        """log(constant * rate**lag)."""
+    def log_at(self, lags: npt.ArrayLike) -> Array:
+        """log(constant * rate**lag) for lags >= 0 of any shape; inf where there is no constant."""
+        lags = np.asarray(lags)
         if np.isinf(self.constant):
-            return np.full(np.shape(lags), np.inf)
+            return np.full(lags.shape, np.inf)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(np.log(self.constant) + np.where(lags > 0, lags * np.log(self.rate), 0.0))
 
@@ -136,7 +138,8 @@ def certificates(rnn: RNN, trajectory: Trajectory | None = None, *, cond_limit: 
         Of one sequence: then the bounds use the slopes that each unit takes along it, and hold along it. None: those
         that sigma' takes over the reals, and the bounds hold for all inputs.
     cond_limit : float
-        The largest cond(S) that the scaled bounds may use, >= 1; their infimum need not be attained.
+        The largest cond(S) that the scaled bounds may use, >= 1, and 1e100 at most: float64 leaves no room for more.
+        Their infimum need not be attained.
 
     Returns
     -------
@@ -144,8 +147,8 @@ def certificates(rnn: RNN, trajectory: Trajectory | None = None, *, cond_limit: 
 
     Raises
     ------
-    TypeError, ValueError
-        As in `product_chain`.
+    TypeError, ValueError, FloatingPointError
+        As in `product_chain`; the trajectory is too short to have a factor W_R D.
 
     Notes
     -----
@@ -174,21 +177,30 @@ def certificates(rnn: RNN, trajectory: Trajectory | None = None, *, cond_limit: 
 
 
 def cond_limit_of(value: float) -> float:
-    """The argument ``cond_limit``; float64 leaves no room for more than 1e100."""
+    """The argument ``cond_limit``, as far as it goes."""
     return min(number("cond_limit", value, finite=False, least=1), 1e100)
 
 
 def slope_range(chain: NetworkChain) -> tuple[Array, Array]:
     """The largest and least |sigma'| of each unit in the factors of a chain."""
     if chain.steps <= chain.least:
-        raise ValueError(f"trajectory must have T >= 2 steps; got T = {chain.steps}")
+        raise ValueError(f"trajectory must have T >= {chain.least + 1} steps; got T = {chain.steps}")
     most, least = np.zeros(chain.n), np.full(chain.n, np.inf)
     for first in range(chain.least, chain.steps, _STEPS):
         d, e = chain.slopes(np.arange(first, min(first + _STEPS, chain.steps)))
         slopes = d if e is None else np.ldexp(d, np.maximum(e, -5000))
-        least = np.minimum(least, slopes.min(axis=0))
-        most = np.maximum(most, np.where(d > 0, np.maximum(slopes, _SMALLEST), 0).max(axis=0))  # rounded up
+        least = np.minimum(least, _below(slopes).min(axis=0))
+        most = np.maximum(most, np.where(d > 0, _above(slopes), 0).max(axis=0))
     return most, least
+
+
+def _above(numbers: Array) -> Array:
+    """Numbers that were rounded into float64's range, as bounds from above: among subnormal ones that matters."""
+    return np.where(numbers < _NORMAL, np.nextafter(numbers, 1), numbers)
+
+
+def _below(numbers: Array) -> Array:
+    return np.where(numbers < _NORMAL, np.nextafter(numbers, 0), numbers)
 
 
 def bounds(rnn: RNN, most: Array, least: Array, cond_limit: float) -> Certificates:
@@ -215,8 +227,9 @@ def bounds(rnn: RNN, most: Array, least: Array, cond_limit: float) -> Certificat
 def _in_units(W: Array, slopes: Array) -> tuple[Array, int]:
     """W diag(slopes) = M 2**unit such that the squares of M fit float64."""
     W, first = _normalised(W)
-    M, second = _normalised(W * slopes)
-    return M, first + second
+    slopes, second = _normalised(slopes)
+    M, third = _normalised(W * slopes)
+    return M, first + second + third
 
 
 def _normalised(M: Array) -> tuple[Array, int]:
@@ -225,16 +238,18 @@ def _normalised(M: Array) -> tuple[Array, int]:
     return np.ldexp(M, -exponent), exponent
 
 
-def _times(bound: Bound, unit: int, most: float = np.inf) -> Bound:
-    """The bound times 2**unit, rounded up where it falls below float64; one from below has a ``most``, and is not."""
-    least = _SMALLEST if bound.rate and most == np.inf else 0.0
+def _times(bound: Bound, unit: int, *, below: bool = False) -> Bound:
+    """The bound times 2**unit, a bound still where it leaves float64's range."""
     with np.errstate(over="ignore"):
-        return replace(bound, rate=float(np.clip(np.ldexp(bound.rate, unit), least, most)))
+        rate = np.ldexp(bound.rate, unit)
+    if below:
+        return replace(bound, rate=min(float(_below(rate)), float(np.finfo(float).max)))
+    return replace(bound, rate=float(_above(rate)) if bound.rate else 0.0)
 
 
 def _expanding(M: Array, unit: int, cond_limit: float) -> dict[str, Bound]:
-    rate, most = _least_singular_value(M), float(np.finfo(float).max)
-    plain = _times(Bound(rate), unit, most)
+    rate = _least_singular_value(M)
+    plain = _times(Bound(rate), unit, below=True)
     # sigma_min(S M S^-1) = 1/‖S M^-1 S^-1‖ is at most the least |eigenvalue|: up to 1 that proves nothing
     if rate == 0 or _times(Bound(float(np.abs(np.linalg.eigvals(M)).min())), unit).rate <= 1:
         return {"expanding": plain, "expanding_scaled": plain}
@@ -243,7 +258,7 @@ def _expanding(M: Array, unit: int, cond_limit: float) -> dict[str, Bound]:
     if scale is None:
         return {"expanding": plain, "expanding_scaled": plain}
     scaled = Bound(_least_singular_value(scale[:, None] * M / scale), 1 / _cond(np.log(scale)), scale)
-    return {"expanding": plain, "expanding_scaled": _times(scaled, unit, most)}
+    return {"expanding": plain, "expanding_scaled": _times(scaled, unit, below=True)}
 
 
 def _scaled_norm(M: Array, start: Array, cond_limit: float) -> Bound:

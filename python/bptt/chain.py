@@ -55,14 +55,17 @@ def product_chain(
     ScaledMatrix
         Of shape (n, n). Its largest singular value, Frobenius norm and row vectors g P are right to rounding; its small
         singular values are not, once they are below eps times the largest. On the way each row has an exponent of its
-        own: of one row, numbers that part by more than a factor 1e308 leave the smaller as 0.
+        own: of one row, numbers that part by more than a factor 1e308 leave the smaller as 0. Weights under 2.2e-308
+        count as 0.
 
     Raises
     ------
     TypeError
         An argument is of the wrong kind.
     ValueError
-        A step is out of range, start > stop, or the trajectory is of a batch.
+        A step is out of range, start > stop, W_R is not finite, or the trajectory is of a batch.
+    FloatingPointError
+        A state on the way is not finite.
 
     Examples
     --------
@@ -144,8 +147,10 @@ def chain_norms(
     TypeError
         An argument is of the wrong kind.
     ValueError
-        A step is out of range, the trajectory is of a batch, jacobians are not square or not finite, vectors are not of
-        shape (S, n) or not finite, or the result takes more than ``memory``.
+        A step is out of range, the trajectory is of a batch, W_R is not finite, jacobians are not square or not finite,
+        vectors are not of shape (S, n) or not finite, or the result takes more than ``memory``.
+    FloatingPointError
+        A state on the way is not finite.
 
     Notes
     -----

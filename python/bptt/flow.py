@@ -208,6 +208,7 @@ def gradient_flow(
     >>> flow.verdict, flow.certificates.vanishes, 5 < flow.horizon < 20
     ('vanishing', True, True)
     """
+    limit = cond_limit_of(cond_limit)
     if jacobians is not None:
         others = (rnn, x, y, initial, lengths, loss, weights)
         if any(argument is not None for argument in others):
@@ -231,7 +232,6 @@ def gradient_flow(
     given = _arguments.lengths(lengths, extent)
     steps = np.full(extent.size, extent.time) if given is None else given
     survey = Survey("x", rnn.n, steps, threads, stops=stops, max_lag=max_lag, k=k, fraction=fraction)
-    limit = cond_limit_of(cond_limit)
     check_progress(progress)
     pulls = None
     if d_states is not None:
@@ -254,7 +254,10 @@ def gradient_flow(
                 terms = contributions(rnn, run, **options_of, progress=part(tick, STAGE))
             else:
                 if d_states is not None:
-                    norms = survey.carried(_direct(chain, rnn.form, d_states[:, b], t), t, rnn=rnn, trajectory=run)
+                    g, powers = d_states[t - 1, b].astype(np.float64), np.zeros(len(t))
+                    if rnn.form == "activation":
+                        g, powers = chain.times_slopes(g, t)
+                    norms = survey.carried(g, t, rnn=rnn, trajectory=run) + powers[:, None] * np.log(2)
                 terms = norms + _log_activations(run, t, survey.lags)
             survey.contribute(terms)
             slopes.append(slope_range(chain))
@@ -316,16 +319,6 @@ def _steps_of(E: Array, g: Array, extent: Extent) -> Array:
 def _finite(d: Array, b: int) -> None:
     if not np.isfinite(d).all():
         raise ValueError(f"d_states must be finite; those of sequence b = {b} are not")
-
-
-def _direct(chain: NetworkChain, form: str, d_states: Array, t: Array) -> Array:
-    """g_t = ∂E/∂h_t, the direct part, from the derivatives by the form's own states."""
-    g: Array = d_states[t - 1].astype(np.float64)
-    if form == "preactivation":
-        return g
-    d, e = chain.slopes(t)
-    g = g * d
-    return g if e is None else np.ldexp(g, np.maximum(e, -5000))
 
 
 class _Error:

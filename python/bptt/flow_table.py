@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,13 +81,20 @@ def _bounds(c: Certificates) -> str:
         ("σ_min(W_R Δ)", ">=", c.expanding),
         ("σ_min(S W_R Δ S⁻¹)", ">=", c.expanding_scaled),
     ):
+        away = ROUND_CEILING if sign == "<=" else ROUND_FLOOR  # what is printed is a bound too
+        rate = _rounded(bound.rate, 4, away)
+        if rate == "1" and bound.rate != 1:
+            rate = _rounded(bound.rate, 10, away)
         if np.isinf(bound.constant):
-            power = f"C(r) · r^lag for every r > {bound.rate:.4g}"
+            power = f"C(r) · r^lag for every r > {rate}"
         else:
-            digits = 4 if f"{bound.rate:.4g}" != "1" or bound.rate == 1 else 10
-            power = f"{bound.constant:.3g} · {bound.rate:.{digits}g}^lag"
+            power = f"{_rounded(bound.constant, 3, away)} · {rate}^lag"
         lines.append(f"  {name:19} ‖∂h_t/∂h_k‖ {sign} {power}")
     return "\n".join(lines)
+
+
+def _rounded(number: float, digits: int, rounding: str) -> str:
+    return f"{float(Context(digits, rounding).create_decimal(repr(number))):.{digits}g}"
 
 
 def _rate(rate: float, error: float) -> str:

@@ -74,7 +74,8 @@ def state_jacobian(
     wrt : {"W_R", "W_I", "b_R", "initial"}
         What to differentiate by. b_I acts where b_R acts: its derivative is the same.
     step : int
-        t in 0 .. T; negative ones count from the end, where -1 is T.
+        t in 0 .. T; negative ones count from the end, where -1 is T. The network is run up to there, and its states may
+        part from those of a longer run in the last digit.
     method : {"chain", "recursion"}
         The sum above from its last term back, n^2 (n + q) multiply-adds a step where v_k = a_{k-1}, x_k or 1 has q
         numbers, and as long as the rest is above the bound on its rounding (the earliest steps in float32, if the bound

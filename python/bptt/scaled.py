@@ -106,15 +106,15 @@ class ScaledMatrix:
             The largest number is beyond the range of float64.
         """
         if self.exponent > 1024:
-            power = (self.exponent * _LN2 + np.log(np.abs(self.mantissa).max())) / np.log(10)
             raise OverflowError(
-                f"the largest number is about 10**{power:.1f} and float64 ends at 10**308.3: "
+                f"the largest number is at least 2**{self.exponent - 1:.16g} and float64 ends below 2**1024: "
                 "use mantissa and exponent, or log_norm()"
             )
         return np.ldexp(self.mantissa, max(self.exponent, -5000))
 
     def __repr__(self) -> str:
-        return f"ScaledMatrix({self.shape}, largest {np.abs(self.mantissa).max(initial=0):.3g} * 2**{self.exponent})"
+        largest = np.abs(self.mantissa).max(initial=0)
+        return f"ScaledMatrix({self.shape}, largest {largest:.3g} * 2**{self.exponent:.16g})"
 
 
 def _matrix(name: str, value: npt.ArrayLike) -> Array:
