@@ -1,6 +1,7 @@
 """Chains: every wrong argument is named before any work, and results that cannot be are refused."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -153,3 +154,22 @@ def test_a_per_step_gradient_beyond_float64_is_refused():
         bptt.per_step_gradients(rnn, run, y, stops=[650, 5])
     logs = bptt.contributions(rnn, run, y, stops=[650])[0]
     assert logs[648] == pytest.approx(np.log(2) + 648 * np.log(10))
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("n", [1, 3])
+def test_steps_before_anything_happens_add_nothing_however_large_their_chains(n):
+    """P(1,500) is 1e499, and a_0 .. a_399 are zero: infinity times 0 it must not become."""
+    rnn = bptt.RNN(10 * np.eye(n), np.ones((n, 1)), np.eye(1, n), activation="identity", output="linear")
+    x, y = np.zeros((500, 1)), np.zeros((500, 1))
+    x[399] = 1
+    run = bptt.forward(rnn, x)
+    gradient = bptt.per_step_gradients(rnn, run, y, stops=[500])[0]
+    np.testing.assert_allclose(gradient, 2e201 * np.eye(n)[:, :1] * np.ones(n), rtol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for wrt in ("W_R", "W_I"):
+            by_chain = bptt.state_jacobian(rnn, x, wrt=wrt)
+            np.testing.assert_allclose(by_chain, bptt.state_jacobian(rnn, x, wrt=wrt, method="recursion"), rtol=1e-12)
+            assert by_chain.max() == pytest.approx(1e101 if wrt == "W_R" else 1e100)
+        assert not bptt.state_jacobian(rnn, x[:399]).any()

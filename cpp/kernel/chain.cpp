@@ -289,7 +289,14 @@ std::int64_t accumulate(const Factors& factors, const Bundles& bundles, Rows<con
       while (first < end && !walk.moves(s, block.top - first)) ++first;
       while (first < end && !walk.moves(s, block.top - end + 1)) --end;
       if (first == end) continue;
-      for (std::int64_t j = first; j < end; ++j) walk.copy(s, j, 0, {v + (j - first) * length, 1, length});
+      for (std::int64_t j = first; j < end; ++j) {
+        double* const of_factor = v + (j - first) * length;
+        const double* const before = a[block.top - j - factors.first];
+        if (std::any_of(before, before + n, [](double number) { return number != 0; }))
+          walk.copy(s, j, 0, {of_factor, 1, length});
+        else
+          std::fill_n(of_factor, length, 0.0);  // v may be beyond float64, and infinity times 0 is no number
+      }
       const Strips<double> of_a{a[block.top - first - factors.first], line<double>, -a.stride};
       for (std::int64_t i = 0; i * tile::outer_height < n; ++i)
         outer_sum(v + i * tile::outer_height, length, i, of_a, end - first, Sum{gradients + s * n * n, n, n, n});

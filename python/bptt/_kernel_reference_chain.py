@@ -39,8 +39,11 @@ def accumulate(factors: Factors, bundles: Bundles, a: Array, gradients: Array, t
     n = factors.matrices.shape[-1]
     with np.errstate(over="ignore", invalid="ignore"):
         for k, moving in _walk(factors, bundles):
+            before = a[k - factors.first, :n]
+            if not before.any():  # v may be beyond float64, and infinity times 0 is no number
+                continue
             v = np.ldexp(bundles.rows[moving, :n], np.clip(bundles.exponents[moving], -5000, 5000)[:, None])
-            gradients[moving] += v[:, :, None] * a[k - factors.first, :n]
+            gradients[moving] += v[:, :, None] * before
     return -1
 
 

@@ -230,10 +230,10 @@ class _Run:
             sweep.forward(segment, (a[segment.t0 : segment.t1 + 1], h[segment.t0 + 1 : segment.t1 + 1]))
         P, own = zero_rows(n, n), np.ones(n) * self._own_slopes(h[-1], self.steps)
         np.fill_diagonal(P, own)
-        J = None if self.wrt == "initial" else (np.empty if self.steps else np.zeros)((n, n, self.q))
+        end = middle = self._silent(a)  # steps up to `end` do not matter, and for those up to `middle` float32 will do
+        J = None if self.wrt == "initial" else (np.empty if end < self.steps else np.zeros)((n, n, self.q))
         moving = slice(None) if own.all() else own != 0
         room: Array | None = None  # of what does not matter, where that depends on the sum so far
-        end = middle = 0  # steps up to `end` do not matter, and for those up to `middle` float32 will do
         if J is not None and own.any() and self.steps > self._piece(n):
             pieces = self._back(a, h, self.steps, PROBES)
             _, d, v = latest = next(pieces)
@@ -246,7 +246,7 @@ class _Run:
                 rest = itertools.chain([latest], pieces)
                 rows = np.eye(n)[moving]
                 matter, exact = steps_that_matter(rows, room, self.W, rest, sweep.kernel, sweep.threads)
-                room, end = None, self.steps - matter
+                room, end = None, max(end, self.steps - matter)
                 if own[moving].min() > _LARGE_SLOPE:
                     middle = self.steps - exact
         finite, small = True, _SMALL
@@ -277,6 +277,16 @@ class _Run:
         if not finite:
             sweep._not_finite(f"the derivative of the state by {self.wrt} is not finite at step t = {self.steps}")
         return J.reshape(n, *self.shape)
+
+    def _silent(self, a: Array) -> int:
+        """How many steps go before the first v_k that is not zero: there P may overflow, and nothing comes of it."""
+        for segment in self.sweep.columns.segments():
+            v = self._sources(segment, a[segment.t0 : segment.t1])
+            if v is None or v.ndim == 1:
+                return 0
+            if (heard := v.any(axis=1)).any():
+                return segment.t0 + int(np.argmax(heard))
+        return self.steps
 
     def _piece(self, rows: int) -> int:
         """Steps between two of which Ctrl-C is heard."""
