@@ -33,6 +33,20 @@ bool scale(const py::sequence& values, double factor, const py::array& scaled, i
   });
 }
 
+py::tuple arrange(const py::array& lengths) {
+  using Integers = py::array_t<std::int64_t>;
+  const std::int64_t B = lengths.size();
+  Integers order(B), ascending(B), prefix(B + 1), finals(B);
+  bptt::arrange(data<const std::int64_t>(lengths, "lengths"), B, order.mutable_data(), ascending.mutable_data(),
+                prefix.mutable_data(), finals.mutable_data());
+  return py::make_tuple(order, ascending, prefix, finals);
+}
+
+void count_present(const py::array& ascending, std::int64_t t0, const py::array& counts) {
+  bptt::count_present(data<const std::int64_t>(ascending, "ascending"), ascending.size(), t0, counts.size(),
+                      data<std::int64_t>(counts, "counts"));
+}
+
 void pick(const py::array& block, const py::array& order, const py::array& counts, const py::array& columns) {
   constexpr int contiguous = py::array::c_style;
   const std::int64_t L = counts.size() - 2, B = order.size();
@@ -59,6 +73,8 @@ std::int64_t find_outside(const py::array& indices, std::int64_t limit) {
 void bind_columns(py::module_& m) {
   m.def("add_units", &add_units, py::arg("values"), py::arg("unit"), py::arg("total"));
   m.def("scale", &scale, py::arg("values"), py::arg("factor"), py::arg("scaled"), py::arg("threads"));
+  m.def("arrange", &arrange, py::arg("lengths"));
+  m.def("count_present", &count_present, py::arg("ascending"), py::arg("t0"), py::arg("counts"));
   m.def("pick", &pick, py::arg("block"), py::arg("order"), py::arg("counts"), py::arg("columns"));
   m.def("find_outside", &find_outside, py::arg("indices"), py::arg("limit"));
 }

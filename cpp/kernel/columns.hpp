@@ -63,6 +63,33 @@ bool scale(const From* values, const From* more, std::int64_t rows, std::int64_t
   return all_finite;
 }
 
+// How sequences of these lengths lie, the longest first (python/bptt/_columns.py).
+//   order: (B) the sequence of each rank;  ascending: (B) the lengths;  prefix: (B + 1) of them, each plus one, the
+//   sums over the shortest;  finals: (B) the row of each rank's last step
+inline void arrange(const std::int64_t* lengths, std::int64_t B, std::int64_t* order, std::int64_t* ascending,
+                    std::int64_t* prefix, std::int64_t* finals) {
+  std::iota(order, order + B, std::int64_t{0});
+  std::stable_sort(order, order + B, [&](std::int64_t b, std::int64_t c) { return lengths[b] > lengths[c]; });
+  prefix[0] = 0;
+  for (std::int64_t i = 0, shorter = 0; i < B; ++i) {
+    const std::int64_t rank = B - 1 - i, length = lengths[order[rank]];
+    ascending[i] = length;
+    prefix[i + 1] = prefix[i] + length + 1;
+    if (i && ascending[i - 1] < length) shorter = i;
+    finals[rank] = prefix[shorter] + length * (B - shorter) + rank;
+  }
+}
+
+// How many of B sequences of these lengths have a step t0 + i, for each of `steps` i.
+inline void count_present(const std::int64_t* ascending, std::int64_t B, std::int64_t t0, std::int64_t steps,
+                          std::int64_t* counts) {
+  std::int64_t shorter = std::lower_bound(ascending, ascending + B, t0) - ascending;
+  for (std::int64_t i = 0; i < steps; ++i) {
+    while (shorter < B && ascending[shorter] < t0 + i) ++shorter;
+    counts[i] = B - shorter;
+  }
+}
+
 // Of a block (steps, B) of items of `size` bytes: those of step s's first counts[s] sequences in this order, step by
 // step.
 inline void pick(const std::byte* block, std::int64_t steps, std::int64_t B, const std::int64_t* order,

@@ -151,7 +151,7 @@ def lengths(value: Any, extent: Extent) -> Array | None:
         raise TypeError(f"lengths must hold integers; got {array.dtype}")
     shape("lengths", array, "B" if extent.axes == 2 else "", extent.sizes[1:])
     array = array.reshape(extent.size)
-    if array.min() < 0 or array.max() > extent.time:
+    if np.minimum.reduce(array) < 0 or np.maximum.reduce(array) > extent.time:
         b = int(np.argmax((array < 0) | (array > extent.time)))
         raise ValueError(f"lengths must be in 0..T with T = {extent.time}; got {array[b]} for sequence b = {b}")
     return array.astype(np.int64)

@@ -100,6 +100,7 @@ class Columns:
     __slots__ = (
         "_ascending",
         "_ends",
+        "_finals",
         "_latest",
         "_prefix",
         "grid",
@@ -117,12 +118,12 @@ class Columns:
         self._latest: Segment | None = None  # the way back begins with the one that the way forth ended with
         self.order: Array | None = None  # the sequence of each rank; None where all are equally long
         if lengths is not None:
-            self.steps = int(lengths.max())
-            if int(lengths.min()) < self.steps:
-                self.order = np.argsort(-lengths, kind="stable")
-                self._ascending = np.sort(lengths)
-                self._ends: list[int] = self._ascending.tolist()  # a step is found in a list without NumPy's overhead
-                self._prefix = np.concatenate(([0], np.cumsum(self._ascending + 1)))
+            self.steps = int(np.maximum.reduce(lengths))
+            if int(np.minimum.reduce(lengths)) < self.steps:
+                self.order, self._ascending, prefix, self._finals = _levels.kernel().arrange(lengths)
+                # A step is found in lists without NumPy's overhead.
+                self._ends: list[int] = self._ascending.tolist()
+                self._prefix: list[int] = prefix.tolist()
         # Steps between the places where time can be cut and no sum changes: a level's blocks, all of them alike.
         self.unit = block if block and self.order is None and not grid % block else grid
 
@@ -136,15 +137,13 @@ class Columns:
         if self.order is None:
             return self.size * t
         over = bisect_left(self._ends, t)  # sequences with length < t
-        return int(self._prefix[over]) + t * (self.size - over)
+        return self._prefix[over] + t * (self.size - over)
 
     def finals(self) -> slice | Array:
         """The row of each sequence's last step, by rank."""
         if self.order is None:
             return slice(self.size * self.steps, self.size * (self.steps + 1))
-        lengths = self._ascending[::-1]
-        shorter = np.searchsorted(self._ascending, lengths)
-        return self._prefix[shorter] + lengths * (self.size - shorter) + np.arange(self.size)
+        return self._finals
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Columns, (self.time, self.size, self.lengths, self.grid, self.unit)
@@ -175,7 +174,8 @@ class Columns:
         return Segment(t0, t1, counts, before, before + self.size, self.size * (t1 + 1))
 
     def _ragged(self, t0: int, t1: int, order: Array) -> Segment:
-        counts = self.size - np.searchsorted(self._ascending, np.arange(t0, t1 + 2), side="left")
+        counts: Array = np.empty(t1 - t0 + 2, np.int64)
+        _levels.kernel().count_present(self._ascending, t0, counts)
         before = self.start(t0)
         return Segment(t0, t1, counts, before, before + int(counts[0]), self.start(t1 + 1), order)
 

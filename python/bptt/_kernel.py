@@ -187,6 +187,21 @@ class Kernel(Protocol):
         """The values, added, times the factor, rounded once. Returns whether all that was written is finite."""
         ...
 
+    def arrange(
+        self,
+        lengths: Array,  # int64 (B,), contiguous
+    ) -> tuple[Array, Array, Array, Array]:
+        """How sequences lie, the longest first: the sequence of each rank (B,), the lengths in ascending order (B,),
+        the sums over the shortest of length + 1 (B + 1,), and the row of each rank's last step (B,)."""
+        ...
+
+    def count_present(
+        self,
+        ascending: Array,  # int64 (B,), contiguous
+        t0: int,
+        counts: Array,  # int64 (L,) (written): the sequences that have step t0, t0 + 1, ...
+    ) -> None: ...
+
     def pick(
         self,
         block: Array,  # (L, B, ...), contiguous, of any dtype

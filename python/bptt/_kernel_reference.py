@@ -160,6 +160,18 @@ def scale(values: Sequence[Array], factor: float, scaled: Array, threads: int) -
     return bool(np.isfinite(scaled).all())
 
 
+def arrange(lengths: Array) -> tuple[Array, Array, Array, Array]:
+    order, ascending = np.argsort(-lengths, kind="stable"), np.sort(lengths)
+    prefix = np.concatenate(([0], np.cumsum(ascending + 1)))
+    B, longest_first = len(lengths), ascending[::-1]
+    shorter = np.searchsorted(ascending, longest_first)
+    return order, ascending, prefix, prefix[shorter] + longest_first * (B - shorter) + np.arange(B)
+
+
+def count_present(ascending: Array, t0: int, counts: Array) -> None:
+    counts[:] = len(ascending) - np.searchsorted(ascending, np.arange(t0, t0 + len(counts)), side="left")
+
+
 def pick(block: Array, order: Array, counts: Array, columns: Array) -> None:
     columns[...] = _in_order(Ordered(block, order), counts)
 

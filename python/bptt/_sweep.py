@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from bptt import _levels
 from bptt._arguments import Extent, Nonfinite
 from bptt._columns import Columns, Segment, block_steps, equal, present, segment_steps
@@ -85,7 +87,9 @@ class Sweep:
         self.rnn, self.axes = rnn, extent.axes
         self.tokens = x.dtype.kind != "f"
         self.network = rnn._network(self.tokens)
-        size = extent.size if lengths is None else present(extent.size, int(lengths.sum()), int(lengths.max()))
+        size = extent.size
+        if lengths is not None:
+            size = present(size, int(np.add.reduce(lengths)), int(np.maximum.reduce(lengths)))
         p = 1 if self.tokens else rnn.p
         grid = segment_steps(rnn.n, p, rnn.m, size, rnn.dtype, lengths is not None)
         if lengths is None:

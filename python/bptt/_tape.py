@@ -148,4 +148,4 @@ class Tape:
         if isinstance(self._ends, slice):
             self.final[first:] = states[len(states) - (last - first) :, : self._n]
         elif first < last:
-            self.final[first:last] = states[self._ends[first:last] - segment.first, : self._n]
+            self.final[first:last] = states.take(self._ends[first:last] - segment.first, 0)[:, : self._n]
