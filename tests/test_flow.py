@@ -150,6 +150,16 @@ def test_one_dead_sequence_is_not_the_batch():
     assert np.isneginf(dead.exponents).all() and np.isnan(dead.standard_errors).all()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 6])
+def test_medians_are_numpys(rows):
+    logs = np.random.default_rng(rows).standard_normal((rows, 40))
+    logs[logs < -1] = -np.inf
+    logs[logs > 1] = np.nan
+    logs[0, np.isnan(logs).all(axis=0)] = 0
+    np.testing.assert_array_equal(median(logs), np.nanmedian(logs, axis=0))
+    assert np.isnan(median(np.full((rows, 3), np.nan))).all()
+
+
 def test_the_horizon_is_the_median_of_how_far_each_error_reaches():
     """Also where the largest contributions come from other lags at each step."""
     rng = np.random.default_rng(0)

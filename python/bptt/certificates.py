@@ -95,7 +95,8 @@ class Certificates:
     expanding : Bound
         ‖g P‖ >= sigma_min(W_R Delta)^(t-k) ‖g‖ for every row vector g (article Thm 4, corrected).
     expanding_scaled : Bound
-        sup over diagonal S > 0 of sigma_min(S W_R Delta S^-1), the constant 1 / cond(S).
+        sup over diagonal S > 0 of sigma_min(S W_R Delta S^-1), the constant 1 / cond(S); looked for where it may exceed
+        1 (it is at most the least modulus of an eigenvalue of W_R Delta), else ``expanding``.
     vanishes : bool
         Whether one of the first three proves that ‖P‖ decays exponentially.
     explodes : bool

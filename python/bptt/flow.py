@@ -41,9 +41,9 @@ class Flow:
 
     Attributes
     ----------
-    norms : array of shape (R, max_lag + 1)
+    norms : array of shape (R, L + 1), L the smaller of max_lag and the last stop - 1
         log ‖P(k,t)‖_2, P(k,t) = ∂h_t/∂h_k: `chain_norms`.
-    contributions : array of shape (R, max_lag + 1)
+    contributions : array of shape (R, L + 1)
         Log norm of the contribution of step k to ∂(w_t E_t)/∂W_R: `contributions`; or, without an error, to ∂h_t/∂W_R:
         ‖P(k,t)‖_2 ‖a_{k-1}‖_2. Of a cell known by its Jacobians, ‖g_t P(k,t)‖_2 with g_t = ∂E/∂h_t, the direct part; or
         ``norms``.
@@ -69,7 +69,7 @@ class Flow:
 
     Notes
     -----
-    With λ the largest exponent and a tolerance of 2 standard errors, but at least 1 / max_lag (a factor e over the lags
+    With λ the largest exponent and a tolerance of 2 standard errors, but at least 1 / L (a factor e over the lags
     looked at), the verdict is exploding where λ is above the tolerance, or transient growth if the certificates prove
     that it ends; marginal where |λ| is within the tolerance; and else transient growth where the median over the rows
     of ‖P‖ exceeds 2 at some lag, or vanishing.
@@ -177,7 +177,7 @@ def gradient_flow(
         end, where -1 is its last; in a shorter sequence those it has. None: 8 to 64 of each sequence, evenly spaced,
         its last among them, and as many of those at which an error enters.
     max_lag : int, optional
-        The largest lag, at least 1. None: 200, or T - 1.
+        The largest lag, at least 1, as far as there are stops so late. None: 200, or T - 1.
     k : int, optional
         How many Lyapunov exponents, 1 .. n. None: 64, or n. The first tenth of each sequence does not count.
     fraction : float
