@@ -246,3 +246,37 @@ def test_bounds_hold_among_subnormal_slopes(form, size):
             assert (norms <= bound.log_at(lags) + 1e-11).all()
         for bound in (c.expanding, c.expanding_scaled):
             assert (norms >= bound.log_at(lags) - 1e-11).all()
+
+
+@pytest.mark.parametrize(
+    ("W", "radius"),
+    [
+        ([[0, 1e200], [1e-200, 0]], 1),
+        ([[0, 1e300], [1e-300, 0]], 1),
+        ([[1e-308, 1e308], [1e-300, 0.5]], 1e4),
+        ([[0, 1e200, 0], [0, 0, 1e200], [1e-300, 0, 0]], 10 ** (100 / 3)),
+        ([[0.5, 1e300, 1], [0, 0.25, 1e-300], [0, 1e300, 0.25]], 1.25),
+        ([[0.5, 1e300], [0, 0.25]], 0.5),
+        ([[0, 1, 0], [0, 0, 1], [1, 0, 0]], 1),
+    ],
+)
+def test_nothing_is_proved_from_numbers_that_do_not_fit_float64_together(W, radius):
+    c = bptt.certificates(network(W, activation="identity"))
+    assert c.absolute.rate == pytest.approx(radius, rel=1e-4)
+    assert c.radius == pytest.approx(radius, rel=1e-4)
+    assert c.vanishes == (radius < 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 8), most=st.integers(0, 500), seed=st.integers(0, 10**6), sparse=st.booleans())
+def test_radii_are_those_of_a_matrix_scaled_at_will(n, most, seed, sparse):
+    """D M D^-1 has M's eigenvalues, to the last digit where D holds powers of two."""
+    rng = np.random.default_rng(seed)
+    M = rng.standard_normal((n, n)) * (rng.random((n, n)) < (0.4 if sparse else 1))
+    x = rng.integers(-most, most + 1, n)
+    plain = bptt.certificates(network(M, activation="identity"))
+    scaled = bptt.certificates(network(np.ldexp(M, x[:, None] - x), activation="identity"))
+    slack = 1e-6 * np.linalg.norm(M)
+    assert scaled.radius == pytest.approx(plain.radius, abs=slack)
+    assert scaled.absolute.rate == pytest.approx(plain.absolute.rate, rel=1e-9)
+    assert plain.absolute.rate == pytest.approx(np.abs(np.linalg.eigvals(np.abs(M))).max(), rel=1e-9, abs=1e-2)

@@ -285,6 +285,39 @@ def test_figures_of_nothing_say_so(W):
     assert norms.lines[0].get_marker() == "o"  # one point alone is seen
 
 
+def test_dead_sequences_are_left_out_of_what_is_said_of_the_others():
+    rnn = bptt.RNN(0.9 * np.eye(2), np.ones((2, 1)), activation="relu")
+    x = np.stack([np.ones((100, 1)), -np.ones((100, 1)), -np.ones((100, 1))], axis=1)
+    flow, alone = bptt.gradient_flow(rnn, x), bptt.gradient_flow(rnn, x[:, 0])
+    assert flow.dead.tolist() == [1, 2]
+    assert (flow.verdict, flow.horizon) == (alone.verdict, alone.horizon)
+    assert "(of ‖∂h_t/∂h_k‖: of the 1 not dead)" in str(flow)
+    norms_of = [[row[:45] for row in str(each).splitlines() if re.match(r" +\d+ ", row)] for each in (flow, alone)]
+    assert norms_of[0] == norms_of[1] and len(norms_of[0]) > 5
+    norms, terms, *_ = flow.plot().axes
+    assert not norms.texts
+    (middle,) = (line for line in norms.lines if "median" in str(line.get_label()))
+    assert np.isfinite(middle.get_ydata()).all()
+    assert "steps $t$ without any left out" in terms.get_xlabel()
+
+
+def test_a_proof_is_named_beside_a_marginal_rate():
+    for factor, what in ((0.998, "decays"), (1.002, "grows")):
+        rnn = bptt.RNN(factor * np.eye(2), np.ones((2, 1)), activation="identity")
+        flow = bptt.gradient_flow(rnn, np.ones((1000, 1)))
+        assert flow.verdict == "marginal"
+        assert f"that it {what} in the end is proved" in str(flow)
+
+
+def test_labels_of_short_sequences_do_not_lie_on_each_other():
+    rng = np.random.default_rng(0)
+    x, lengths = rng.standard_normal((300, 4, 3)), [300, 5, 3, 100]
+    figure = bptt.gradient_flow(bptt.RNN.random(3, 8, 4), x, lengths=lengths).plot()
+    terms = figure.axes[1]
+    places = np.array(terms.get_yticks())
+    assert (np.diff(places) >= (terms.get_ylim()[1] - terms.get_ylim()[0]) / 16).all()
+
+
 def test_rows_without_an_error_are_not_drawn():
     rnn, x, _ = problem()
     figure = bptt.gradient_flow(rnn, x, np.array(1)).plot()  # a target of the last step

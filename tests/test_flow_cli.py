@@ -60,7 +60,7 @@ def test_a_model_and_arrays(tmp_path, targets):
     np.savez(tmp_path / "a.npz", **arrays)
     command = (tmp_path / "m.safetensors", "--npz", tmp_path / "a.npz", "--json")
     if targets == "last":  # cut off with the step that it belongs to
-        message = "must be of all steps, or --steps at least x's 60; got 40"
+        message = "must be of all steps of x, (60, 2), or --steps at least 60; y has shape (2,), and --steps is 40"
         assert message in run(*command, "--steps", 40, code=2).stderr
         facts, cut = json.loads(run(*command, "--steps", 60).stdout), {}
     else:
@@ -69,6 +69,15 @@ def test_a_model_and_arrays(tmp_path, targets):
     flow = bptt.gradient_flow(rnn, **{**arrays, **cut})
     assert facts["horizon"] == flow.horizon
     np.testing.assert_allclose(facts["exponents"], flow.exponents)
+
+
+def test_what_an_npz_holds_beside_is_named_and_shapes_are_the_files(tmp_path):
+    bptt.RNN.random(3, 8, 4).save(tmp_path / "m.safetensors")
+    command = (tmp_path / "m.safetensors", "--npz", tmp_path / "a.npz", "--steps", 40)
+    np.savez(tmp_path / "a.npz", x=np.ones((60, 3)), weigths=np.ones(60))
+    assert "weigths is not read" in run(*command).stderr
+    np.savez(tmp_path / "a.npz", x=np.ones((60, 2)))
+    assert "got (60, 2)" in run(*command, code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -452,3 +452,22 @@ def test_what_dies_in_the_last_window_has_no_standard_error():
     spectrum = bptt.lyapunov_spectrum(jacobians=J, window=4)
     assert spectrum.exponents[0] == -np.inf
     assert np.isnan(spectrum.standard_errors[0])
+
+
+@pytest.mark.usefixtures("level")
+def test_what_dies_in_the_warm_up_does_not_count():
+    jacobians = np.full((1000, 1, 1), 1.02)
+    jacobians[5] = 0
+    spectrum = bptt.lyapunov_spectrum(jacobians=jacobians, warm_up=6)
+    assert spectrum.exponents == pytest.approx(np.log(1.02))
+    assert np.isneginf(bptt.lyapunov_spectrum(jacobians=jacobians, warm_up=5).exponents)
+
+    rnn = bptt.RNN(np.diag([0.9, 0.8, 0.7]), np.eye(3), activation="relu")
+    x = np.ones((1000, 3))
+    x[4, 1:] = -100
+    run = bptt.forward(rnn, x)
+    for k in (1, 2, 3):
+        spectrum = bptt.lyapunov_spectrum(rnn, run, k=k, warm_up=200)
+        assert spectrum.exponents == pytest.approx(np.log([0.9, 0.8, 0.7])[:k], abs=1e-2)
+        spectrum = bptt.lyapunov_spectrum(rnn, run, k=k)
+        assert np.isneginf(spectrum.exponents).tolist() == [False, True, True][:k]

@@ -44,6 +44,7 @@ _FLOP, _EVALUATIONS = 4e9, (5, 30)
 _WORTH = 1 - 1e-9
 
 _STEPS = 4096  # looked at together
+_ROUNDS = 100  # of iterations for a scaling
 _EPS = float(np.finfo(float).eps)
 
 
@@ -210,17 +211,21 @@ def bounds(rnn: RNN, most: Array, least: Array, cond_limit: float) -> Certificat
     M, unit = _in_units(W, most)
     absolute = np.abs(M)
     s, irreducible = _perron_scaling(absolute)
-    perron, S = Bound(_radius(absolute), np.inf), np.exp(s)
+    radius, of_moduli = _radii(W, most)
+    S, of_scaled = np.exp(s), Bound(0.0)
+    perron = replace(of_moduli, constant=np.inf)
+    if irreducible:
+        of_scaled = _times(Bound(_spectral_norm(S[:, None] * absolute / S)), unit)
     # Vectors with components beyond float64's digits are not known so well that S would do what it should.
-    if irreducible and _spectral_norm(S[:, None] * absolute / S) <= perron.rate * (1 + 1e-9):
+    if irreducible and of_scaled.rate <= perron.rate * (1 + 1e-9):
         perron = Bound(perron.rate, _cond(s), S)
     return Certificates(
         most=most,
         least=least,
         norm=_times(Bound(_spectral_norm(M)), unit),
-        absolute=_times(perron, unit),
+        absolute=perron,
         scaled=_times(_scaled_norm(M, s, cond_limit), unit),
-        radius=_times(Bound(_radius(M)), unit).rate,
+        radius=radius.rate,
         **_expanding(*_in_units(W, least), cond_limit),
     )
 
@@ -310,6 +315,60 @@ def _perron_scaling(A: Array) -> tuple[Array, bool]:
     return np.log(np.maximum(u, _EPS**2) / np.maximum(v, _EPS**2)) / 2, irreducible
 
 
+def _radii(W: Array, slopes: Array) -> tuple[Bound, Bound]:
+    """The spectral radius of M = W diag(slopes), and of |M| a number that is no less than it.
+
+    Each strongly connected part is scaled for itself, by powers of two, so that its numbers fit float64 together.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    mantissas, powers = np.frexp(W)
+    of_slopes, shifts = np.frexp(slopes)
+    mantissas, powers = mantissas * of_slopes, powers + shifts
+    _, labels = connected_components(mantissas != 0, connection="strong")
+    alone = np.bincount(labels)[labels] == 1
+    found = [(abs(float(mantissas[i, i])),) * 2 + (int(powers[i, i]),) for i in np.flatnonzero(alone)]
+    for label in np.unique(labels[~alone]):
+        part = np.ix_(labels == label, labels == label)
+        found.append(_radii_of_part(mantissas[part], powers[part]))
+    pair = []
+    for which in (0, 1):
+        there = [(np.log2(each[which]) + each[2], each[which], each[2]) for each in found if each[which]]
+        _, rate, unit = max(there, default=(0.0, 0.0, 0))
+        pair.append(_times(Bound(float(rate)), unit))
+    return pair[0], pair[1]
+
+
+def _radii_of_part(mantissas: Array, powers: Array) -> tuple[float, float, int]:
+    """The same of an irreducible matrix mantissas * 2**powers, both in units of 2**(the last)."""
+    there = mantissas != 0
+    logs = np.where(there, powers + 0.0, -np.inf)
+    x = np.zeros(len(logs))
+    if np.ptp(logs[there]) > _SQUARED:
+        for _ in range(_ROUNDS):  # to where the largest number of every row is the same, as far as it goes
+            x = (x + (logs + x).max(axis=1)) / 2
+            x -= x.max()
+    whole = x.round().astype(np.int64)
+    powers = powers + whole - whole[:, None]
+    unit = int(powers[there].max())
+    M = np.ldexp(mantissas, np.maximum(powers - unit, -5000))
+    absolute = np.where(there, np.maximum(np.abs(M), _NORMAL), 0.0)
+    # rho(A) <= max_i (A z)_i / z_i for every z > 0 (Collatz 1942), with equality for the Perron vector.
+    values, vectors = np.linalg.eig(absolute)
+    z = np.abs(vectors[:, np.argmax(values.real)].real)
+    z = np.maximum(z, _EPS**2 * z.max())
+    bound = np.inf
+    for _ in range(_ROUNDS):
+        image = absolute @ z
+        ratios = image / z
+        bound = min(bound, float(ratios.max()))
+        if ratios.max() <= ratios.min() * (1 + 1e-12):
+            break
+        z = np.sqrt(z) * np.sqrt(image)
+        z /= z.max()
+    return float(np.abs(np.linalg.eigvals(M)).max()), bound, unit
+
+
 def _spectral_norm(M: Array) -> float:
     return float(np.linalg.norm(M, 2))
 
@@ -318,10 +377,6 @@ def _least_singular_value(M: Array) -> float:
     """No more than it, whatever the rounding: of a singular matrix 0."""
     values = np.linalg.svd(M, compute_uv=False)
     return float(max(values[-1] - len(M) * _EPS * values[0], 0.0))
-
-
-def _radius(M: Array) -> float:
-    return float(np.abs(np.linalg.eigvals(M)).max())
 
 
 def _cond(s: Array) -> float:

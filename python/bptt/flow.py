@@ -53,10 +53,11 @@ class Flow:
         t and b of each row.
     exponents, standard_errors : array of shape (k,)
         Lyapunov exponents per step, from the largest on: each the mean over the sequences in which its direction lives,
-        by their steps. The errors are of the noise, not of a trend: growth that ends after the sequences do is in the
-        exponents.
+        by their steps; -inf where it dies in all, if at a single step. The errors are of the noise, not of a trend:
+        growth that ends after the sequences do is in the exponents.
     dead : integer array
-        The sequences b in which all directions die.
+        The sequences b in which all directions die. Unless all do, what is said of ‖P‖ over the rows (in the verdict,
+        the table and the figure) is without theirs.
     certificates : Certificates or None
         For all inputs along which the slopes stay in the range seen here. None of a cell known by its Jacobians.
     fraction : float
@@ -64,8 +65,8 @@ class Flow:
     verdict : str
         "vanishing", "exploding", "marginal" or "transient growth, then decay"; see Notes.
     horizon : int
-        The largest lag at which, in the median over the rows that have it, a contribution there or farther back exceeds
-        ``fraction`` of the largest of its row.
+        The largest lag at which, in the median (of logarithms) over the rows that have it, a contribution there or
+        farther back exceeds ``fraction`` of the largest of its row.
 
     Notes
     -----
@@ -93,7 +94,7 @@ class Flow:
             return "marginal"
         if rate > tolerance and not self._ends:
             return "exploding"
-        grows = rate > tolerance or np.nanmax(median(self.norms)) > np.log(2)
+        grows = rate > tolerance or np.nanmax(median(self._living)) > np.log(2)
         return "transient growth, then decay" if grows else "vanishing"
 
     @property
@@ -125,6 +126,12 @@ class Flow:
     @property
     def _max_lag(self) -> int:
         return int(self.norms.shape[1]) - 1
+
+    @property
+    def _living(self) -> Array:
+        """The norms of the sequences that are not dead, or of all if all are."""
+        dead = np.isin(self.sequences, self.dead)
+        return self.norms if dead.all() else self.norms[~dead]
 
     @property
     def _ends(self) -> bool:
@@ -173,13 +180,14 @@ def gradient_flow(
         In place of y: the direct derivatives of any error by the states, as in `backward`. With jacobians, of shape
         (T, n), or a list of such.
     stops : integer array, optional
-        The steps t that are looked at, 1 .. T of the longest sequence; negative ones count from each sequence's own
-        end, where -1 is its last; in a shorter sequence those it has. None: 8 to 64 of each sequence, evenly spaced,
-        its last among them, and as many of those at which an error enters.
+        The steps t that are looked at, 1 .. T of the longest sequence, not the first alone; negative ones count from
+        each sequence's own end, where -1 is its last; in a shorter sequence those it has. None: 8 to 64 of each
+        sequence, evenly spaced, its last among them, and as many of those at which an error enters.
     max_lag : int, optional
         The largest lag, at least 1, as far as there are stops so late. None: 200, or T - 1.
     k : int, optional
-        How many Lyapunov exponents, 1 .. n. None: 64, or n. The first tenth of each sequence does not count.
+        How many Lyapunov exponents, 1 .. n. None: 64, or n. The first tenth of each sequence (rounded down) does not
+        count.
     fraction : float
         See ``Flow.horizon``; in (0, 1).
     cond_limit : float

@@ -51,8 +51,16 @@ def _title(flow: Flow) -> str:
 
 def _norms(axes: Axes, flow: Flow) -> None:
     lags = np.arange(flow.norms.shape[1])
-    middle, low, high = (_shown(curve) for curve in quantiles(flow.norms))
+    middle, low, high = (_shown(curve) for curve in quantiles(flow._living))
     known = np.flatnonzero(np.isfinite(middle))
+    seen = np.concatenate([low, high])
+    seen = seen[np.isfinite(seen)]
+    bottom, top = seen.min(), seen.max()
+    margin = max(0.5, (2 - (top - bottom)) / 2, 0.12 * (top - bottom))  # two decades at least
+    bottom, top = bottom - margin, top + margin
+    low = np.where(np.isnan(low), bottom, low)  # of zeros
+    alive = np.flatnonzero(np.isfinite(high))[-1]  # zeros fill half of the axis at most
+    right = max(min(lags[-1], max(2 * alive, 10)), 1)
     axes.fill_between(lags, low, high, color=COLORS[0], alpha=0.15, linewidth=0, label="range over $t$")
     axes.plot(
         lags,
@@ -63,12 +71,11 @@ def _norms(axes: Axes, flow: Flow) -> None:
         label=r"$\Vert\partial h_t/\partial h_k\Vert$, median",
     )
     if known.size and known[-1] < lags[-1]:
-        axes.text(0.5, 0.5, f"zero from lag {known[-1] + 1} on", transform=axes.transAxes, ha="center", fontsize=12)
-    seen = np.concatenate([low, high])
-    seen = seen[np.isfinite(seen)]
-    bottom, top = seen.min(), seen.max()
-    margin = max(0.5, (2 - (top - bottom)) / 2, 0.12 * (top - bottom))  # two decades at least
-    bottom, top = bottom - margin, top + margin
+        ended = "zero" if np.isnan(high[known[-1] + 1 :]).all() else "median zero"
+        place = min((known[-1] + 1 + right) / (2 * right), 0.8)
+        axes.text(
+            place, 0.5, f"{ended} from lag {known[-1] + 1} on", transform=axes.transAxes, ha="center", fontsize=12
+        )
 
     rate = flow.exponents[0]
     if np.isfinite(rate) and known.size:
@@ -83,12 +90,17 @@ def _norms(axes: Axes, flow: Flow) -> None:
         )
     for bound, color, label in () if flow.certificates is None else _bounds(flow.certificates):
         curve = bound.log_at(lags) / _LN10
-        within = np.count_nonzero((curve > bottom) & (curve < top))
-        if within > len(lags) / 20:
-            axes.plot(lags, curve, color=color, linewidth=1.8, linestyle=(0, (5, 2)), label=label)
-    label = f"horizon {'>' if flow.horizon == lags[-1] else '='} {flow.horizon}"
-    axes.axvline(flow.horizon, color="0.3", linewidth=1, label=label)
-    axes.set_xlim(0, max(lags[-1], 1))
+        least, most = np.minimum(curve[:-1], curve[1:]), np.maximum(curve[:-1], curve[1:])
+        seen = np.isfinite(least) & np.isfinite(most) & (most > bottom) & (least < top)
+        if bound.rate == 0:
+            continue
+        if np.count_nonzero(seen) <= known.size / 20:
+            label += ", out of sight"
+        axes.plot(lags, curve, color=color, linewidth=1.8, linestyle=(0, (5, 2)), label=label)
+    if np.isfinite(flow.contributions).any():
+        label = f"horizon {'>' if flow.horizon == lags[-1] else '='} {flow.horizon}"
+        axes.axvline(flow.horizon, color="0.3", linewidth=1, label=label)
+    axes.set_xlim(0, right)
     axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(_power)
     axes.yaxis.set_major_locator(_whole())
@@ -109,7 +121,8 @@ def _bounds(certificates: Certificates) -> Iterator[tuple[Bound, str, str]]:
 
 def _contributions(axes: Axes, flow: Flow) -> None:
     rows = np.flatnonzero(np.isfinite(flow.contributions).any(axis=1))  # where there is an error
-    if not rows.size:
+    nothing = not rows.size
+    if nothing:
         rows = np.arange(len(flow.contributions))
     terms = flow.contributions[rows]
     with np.errstate(invalid="ignore"):
@@ -122,11 +135,16 @@ def _contributions(axes: Axes, flow: Flow) -> None:
         lags, edges, np.ma.masked_invalid(np.maximum(shares, -_DECADES)), cmap="magma", vmin=-_DECADES, vmax=0
     )
     axes.set_facecolor("0.93")
+    if nothing:
+        image.set_visible(False)
+        axes.text(0.5, 0.5, "all contributions are zero", transform=axes.transAxes, ha="center", fontsize=12)
     t, b = flow.stops[rows], flow.sequences[rows]
     axes.set_yticks(*_ticks(t, b))
     axes.xaxis.set_major_locator(_whole())
     axes.set_ylabel("step $t$" if b[0] == b[-1] else "sequence, its steps upwards", fontsize=11)
-    axes.set_xlabel("lag $t-k$", fontsize=11)
+    left_out = len(flow.contributions) - len(rows)
+    note = f"   ({in_steps(left_out)} $t$ without any left out)" if left_out else ""
+    axes.set_xlabel(f"lag $t-k${note}", fontsize=11)
     if flow.certificates is None:
         title = "How much of the error's pull at step $t$" if flow.of_error else "How much of a change at step $t$"
         axes.set_title(f"{title} comes from step $k$", loc="left", fontsize=12)
@@ -145,7 +163,10 @@ def _ticks(t: Array, b: Array) -> tuple[Array, list[str]]:
     if b[0] != b[-1]:
         places = np.flatnonzero(np.diff(b, prepend=-1)).astype(float)
         numbers = b[places.astype(int)]
-    some = np.unique(np.linspace(0, len(places) - 1, min(6, len(places))).astype(int))
+    some: list[int] = []
+    for i in np.unique(np.linspace(0, len(places) - 1, min(6, len(places))).astype(int)).tolist():
+        if not some or places[i] - places[some[-1]] >= len(t) / 16:  # else one would lie on the other
+            some.append(i)
     return places[some], [str(number) for number in numbers[some]]
 
 

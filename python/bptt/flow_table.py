@@ -24,15 +24,17 @@ def write(flow: Flow) -> str:
 
 def _summary(flow: Flow) -> str:
     rate, error = flow.exponents[0].round(12), flow.standard_errors[0].round(12)
+    dead, sequences = len(flow.dead), len(np.unique(flow.sequences))
     if np.isneginf(rate):
-        pace = "all directions die"
+        pace = "-inf: there is a step at which all directions die" + (", in every sequence" if sequences > 1 else "")
     elif flow.verdict == "marginal":
         pace = f"{rate:+.3g} ± {error:.1g} per step, no more than noise or a factor e over the lags"
+        if flow.certificates is not None and (flow._ends or flow.certificates.explodes):
+            pace += f"; that it {'decays' if flow._ends else 'grows'} in the end is proved"
     else:
         pace = f"{rate:+.3g} ± {error:.1g} per step, a factor e every {1 / abs(rate):.3g} steps"
         if rate > 0 and flow._ends:
             pace += ", until the decay that is proved"
-    dead, sequences = len(flow.dead), len(np.unique(flow.sequences))
     if 0 < dead < sequences:
         pace += f"; without {dead} of {sequences} sequences, where all directions die"
     whose = "the error's" if flow.of_error else "the state's"
@@ -50,10 +52,12 @@ def _summary(flow: Flow) -> str:
 
 def _table(flow: Flow) -> str:
     lags = [lag for lag in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if lag < flow._max_lag] + [flow._max_lag]
-    columns = [*quantiles(flow.norms), median(flow._relative())]
-    sequences = len(np.unique(flow.sequences))
+    columns = [*quantiles(flow._living), median(flow._relative())]
+    sequences, dead = len(np.unique(flow.sequences)), len(flow.dead)
     of = "one sequence" if sequences == 1 else f"{sequences} sequences"
     head = f"Median and range over {in_steps(len(flow.stops))} t of {of}"
+    if 0 < dead < sequences:
+        head += f" (of ‖∂h_t/∂h_k‖: of the {sequences - dead} not dead)"
     lines = [head, "  lag     ‖∂h_t/∂h_k‖      least       most   contribution / largest"]
     for lag in lags:
         middle, low, high, share = (scientific(column[lag]) for column in columns)
@@ -94,7 +98,8 @@ def _bounds(c: Certificates) -> str:
 
 
 def _rounded(number: float, digits: int, rounding: str) -> str:
-    return f"{float(Context(digits, rounding).create_decimal(repr(number))):.{digits}g}"
+    beyond_noise = f"{number:.12g}"
+    return f"{float(Context(digits, rounding).create_decimal(beyond_noise)):.{digits}g}"
 
 
 def _rate(rate: float, error: float) -> str:

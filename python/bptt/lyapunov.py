@@ -100,7 +100,8 @@ def lyapunov_spectrum(
     k : int, optional
         How many exponents, 1 .. n: the first k cost about k/n of all. None: all n.
     warm_up : int
-        Steps at the beginning in which the directions align and nothing is counted, 0 .. L-1 for L steps.
+        Steps at the beginning in which the directions align and nothing is counted, 0 .. L-1 for L steps. One that dies
+        in them starts anew after them.
     window : int, optional
         Steps of each window of ``local`` and ``history``, at least 1; the last may be shorter. None: L / 256.
     rng : int, numpy.random.Generator or None
@@ -192,6 +193,8 @@ def lyapunov_spectrum(
     lengths = np.diff(ends, prepend=0)
     with meter(progress, lambda: count) as tick:
         growth(0, warm_up)
+        _replace_dead(Q[:, :n], directions)
+        leading[:] = np.where(leading.any(), leading, Q[:1])
         rates = np.array(
             [growth(warm_up + end - length, warm_up + end) for end, length in zip(ends, lengths, strict=True)]
         )
@@ -199,6 +202,14 @@ def lyapunov_spectrum(
     errors = _standard_errors(rates[lengths == window] / window)
     errors[np.isneginf(history[-1])] = np.nan  # also of what died in a last window that is shorter
     return Lyapunov(history[-1], errors, rates / lengths[:, None], history, ends)
+
+
+def _replace_dead(Q: Array, rng: np.random.Generator) -> None:
+    """Random directions, orthogonal to the others, for those that died before anything counts."""
+    dead = ~Q.any(axis=1)
+    if dead.any():
+        new = rng.standard_normal((np.count_nonzero(dead), Q.shape[1]))
+        Q[dead] = np.linalg.qr(np.vstack([Q[~dead], new]).T)[0].T[np.count_nonzero(~dead) :]
 
 
 def _lead(rates: Array, largest: float) -> Array:

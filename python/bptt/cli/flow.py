@@ -48,7 +48,8 @@ def flow(
         rnn, arrays = characters.rnn, of_text(read_text(text), characters.vocabulary, steps)
     else:
         assert npz is not None
-        rnn, arrays = bptt.RNN.load(model), of_arrays(npz, ("x",), OPTIONAL, steps)
+        rnn = bptt.RNN.load(model)
+        arrays = of_arrays(npz, rnn, ("x",), OPTIONAL, steps)
     result = bptt.gradient_flow(rnn, **arrays, max_lag=max_lag)
     if json:
         print_json({"model": model, "input": text or npz, "figure": figure, **facts(result)})
@@ -67,10 +68,11 @@ def facts(flow: Flow) -> dict[str, Any]:
     certificates = flow.certificates
     assert certificates is not None  # of a network there are
     bounds = asdict(certificates)
-    middle, least, most = quantiles(flow.norms)
+    middle, least, most = quantiles(flow._living)
     return {
         "verdict": flow.verdict,
-        "horizon": flow.horizon,
+        "of_error": flow.of_error,
+        "horizon": flow.horizon if len(flow._relative()) else None,
         "max_lag": len(middle) - 1,
         "fraction": flow.fraction,
         "exponents": flow.exponents,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bptt import _arguments
+from bptt.network import RNN
 from bptt.text import Vocabulary
 
 
@@ -19,16 +22,16 @@ def of_text(text: str, vocabulary: Vocabulary, steps: int) -> dict[str, Any]:
     return {"x": tokens[:-1], "y": tokens[1:]}
 
 
-def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], steps: int) -> dict[str, Any]:
+def of_arrays(path: Path, rnn: RNN, needed: tuple[str, ...], optional: tuple[str, ...], steps: int) -> dict[str, Any]:
     """The arrays of these names in an .npz file, as far as the first steps of x go.
 
     Raises
     ------
     OSError
         The file cannot be read.
-    ValueError
-        It is no .npz file, lacks an array that is needed, or holds something else than numbers; y is of the last step,
-        which is not among these.
+    TypeError, ValueError
+        It is no .npz file, lacks an array that is needed, or holds something else than numbers; x is not for this
+        network; y is of the last step, which is not among these.
     """
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
@@ -47,10 +50,15 @@ def of_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...], st
         kinds, what = ("iu", "integers") if name == "lengths" else ("biuf", "numbers")
         if array.dtype.kind not in kinds:
             raise ValueError(f"{name} in {path} must hold {what}; got {array.dtype}")
-    sizes = arrays["x"].shape[: arrays["x"].ndim - (arrays["x"].dtype.kind == "f")]  # (T, B) or (T,)
-    if sizes and steps < sizes[0]:
-        if "y" in arrays and arrays["y"].shape[: len(sizes)] != sizes:
-            raise ValueError(f"y in {path} must be of all steps, or --steps at least x's {sizes[0]}; got {steps}")
+    if ignored := sorted(held.keys() - {*needed, *optional}):
+        print(f"bptt: of {path} {', '.join(ignored)} is not read", file=sys.stderr)
+    _, extent = _arguments.inputs(rnn, arrays["x"])
+    if steps < extent.time:
+        if "y" in arrays and arrays["y"].shape[: extent.axes] != extent.sizes:
+            raise ValueError(
+                f"y in {path} must be of all steps of x, {extent.sizes}, or --steps at least {extent.time}; "
+                f"y has shape {arrays['y'].shape}, and --steps is {steps}"
+            )
         for name in {"x", "y", "weights"} & arrays.keys():
             arrays[name] = arrays[name][:steps]
     if "lengths" in arrays:

@@ -85,7 +85,7 @@ def _input(model: Path, text: Path | None, npz: Path | None, steps: int) -> _Inp
         raise ValueError("--text and --npz are two inputs: choose one")
     rnn = bptt.RNN.load(model)
     if npz:
-        arrays = of_arrays(npz, ("x", "y"), ("initial",), steps)
+        arrays = of_arrays(npz, rnn, ("x", "y"), ("initial",), steps)
         return _Input((rnn, arrays["x"], arrays["y"]), arrays.get("initial"), str(npz))
     try:
         vocabulary = CharacterModel.load(model).vocabulary
