@@ -95,7 +95,7 @@ def _norms(axes: Axes, flow: Flow) -> None:
         if bound.rate == 0:
             continue
         if np.count_nonzero(seen) <= known.size / 20:
-            label += ", out of sight"
+            label += ", soon out of sight" if seen.any() else ", out of sight"
         axes.plot(lags, curve, color=color, linewidth=1.8, linestyle=(0, (5, 2)), label=label)
     if np.isfinite(flow.contributions).any():
         label = f"horizon {'>' if flow.horizon == lags[-1] else '='} {flow.horizon}"
