@@ -78,6 +78,16 @@ def test_what_an_npz_holds_beside_is_named_and_shapes_are_the_files(tmp_path):
     assert "weigths is not read" in run(*command).stderr
     np.savez(tmp_path / "a.npz", x=np.ones((60, 2)))
     assert "got (60, 2)" in run(*command, code=2).stderr
+    x = np.ones((60, 2, 3))
+    x[30, 1] = np.nan
+    np.savez(tmp_path / "a.npz", x=x)
+    assert "must be finite; at step t = 31 of sequence b = 1 it is not" in run(*command, code=2).stderr
+    np.savez(tmp_path / "a.npz", x=x, lengths=[60, 30])
+    run(*command)
+    np.savez(tmp_path / "a.npz", x=x[:, 0], lengths=60)
+    run(*command)
+    np.savez(tmp_path / "a.npz", x=x, lengths=[60, 30, 2])
+    assert "lengths must have shape (B,) with B = 2; got (3,)" in run(*command, code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def of_arrays(path: Path, rnn: RNN, needed: tuple[str, ...], optional: tuple[str
         The file cannot be read.
     TypeError, ValueError
         It is no .npz file, lacks an array that is needed, or holds something else than numbers; x is not for this
-        network; y is of the last step, which is not among these.
+        network or not finite; y is of the last step, which is not among these.
     """
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
@@ -53,6 +53,7 @@ def of_arrays(path: Path, rnn: RNN, needed: tuple[str, ...], optional: tuple[str
     if ignored := sorted(held.keys() - {*needed, *optional}):
         print(f"bptt: of {path} {', '.join(ignored)} is not read", file=sys.stderr)
     _, extent = _arguments.inputs(rnn, arrays["x"])
+    lengths = _arguments.lengths(arrays.get("lengths"), extent)
     if steps < extent.time:
         if "y" in arrays and arrays["y"].shape[: extent.axes] != extent.sizes:
             raise ValueError(
@@ -63,4 +64,9 @@ def of_arrays(path: Path, rnn: RNN, needed: tuple[str, ...], optional: tuple[str
             arrays[name] = arrays[name][:steps]
     if "lengths" in arrays:
         arrays["lengths"] = np.minimum(arrays["lengths"], steps)
+    there = np.arange(len(arrays["x"]))[:, None] < (extent.time if lengths is None else lengths)
+    bad = ~np.isfinite(arrays["x"]).reshape(*arrays["x"].shape[: extent.axes], -1).all(axis=-1)
+    if (bad := bad.reshape(len(bad), -1) & there).any():
+        t, b = np.argwhere(bad)[0]
+        raise ValueError(f"x in {path} must be finite; at step t = {t + 1} of sequence b = {b} it is not")
     return arrays
