@@ -86,6 +86,8 @@ def test_what_an_npz_holds_beside_is_named_and_shapes_are_the_files(tmp_path):
     run(*command)
     np.savez(tmp_path / "a.npz", x=x[:, 0], lengths=60)
     run(*command)
+    np.savez(tmp_path / "a.npz", x=x[:0])
+    assert "x must have a sequence of at least 3 steps; the longest has 0" in run(*command, code=2).stderr
     np.savez(tmp_path / "a.npz", x=x, lengths=[60, 30, 2])
     assert "lengths must have shape (B,) with B = 2; got (3,)" in run(*command, code=2).stderr
 

@@ -64,9 +64,12 @@ def of_arrays(path: Path, rnn: RNN, needed: tuple[str, ...], optional: tuple[str
             arrays[name] = arrays[name][:steps]
     if "lengths" in arrays:
         arrays["lengths"] = np.minimum(arrays["lengths"], steps)
-    there = np.arange(len(arrays["x"]))[:, None] < (extent.time if lengths is None else lengths)
-    bad = ~np.isfinite(arrays["x"]).reshape(*arrays["x"].shape[: extent.axes], -1).all(axis=-1)
-    if (bad := bad.reshape(len(bad), -1) & there).any():
+    finite = np.isfinite(arrays["x"])
+    if finite.ndim > extent.axes:
+        finite = finite.all(axis=-1)
+    there = np.arange(len(finite))[:, None] < (extent.time if lengths is None else lengths)
+    bad = ~finite.reshape(len(finite), extent.size) & there
+    if bad.any():
         t, b = np.argwhere(bad)[0]
         raise ValueError(f"x in {path} must be finite; at step t = {t + 1} of sequence b = {b} it is not")
     return arrays
