@@ -52,7 +52,7 @@ NUMBERS = "must hold real numbers (float32, float64 or integers); got "
 
 
 @table(
-    ({"W_R": None}, TypeError, f"W_R {NUMBERS}object"),
+    ({"W_R": None}, TypeError, "W_R must be an array; got None"),
     ({"W_R": "text"}, TypeError, f"W_R {NUMBERS}<U4"),
     ({"W_R": np.eye(N, dtype=object)}, TypeError, f"W_R {NUMBERS}object"),
     ({"W_R": np.eye(N, dtype=complex)}, TypeError, f"W_R {NUMBERS}complex128"),
@@ -65,7 +65,7 @@ NUMBERS = "must hold real numbers (float32, float64 or integers); got "
     ({"W_R": [[1.0, 2.0], [3.0]]}, ValueError, "W_R is no rectangular array: ..."),
     ({"W_I": np.zeros(N)}, ValueError, "W_I must have shape (n, p) with n = 6; got (6,)"),
     ({"W_I": np.zeros((P, N))}, ValueError, "W_I must have shape (n, p) with n = 6; got (3, 6)"),
-    ({"W_I": None}, TypeError, f"W_I {NUMBERS}object"),
+    ({"W_I": None}, TypeError, "W_I must be an array; got None"),
     ({"W_O": np.zeros((N, M))}, ValueError, "W_O must have shape (m, n) with n = 6; got (6, 5)"),
     ({"W_O": np.zeros((0, N))}, ValueError, "W_O must have shape (m, n) with m >= 1; got (0, 6)"),
     ({"b_R": np.zeros(M)}, ValueError, "b_R must have shape (n,) with n = 6; got (5,)"),
@@ -131,7 +131,7 @@ COMMON = (
     ({"x": X.astype(np.float16)}, TypeError, f"{X_KINDS}float16"),
     ({"x": TOKENS.astype(bool)}, TypeError, f"{X_KINDS}bool"),
     ({"x": "text"}, TypeError, f"{X_KINDS}<U4"),
-    ({"x": None}, TypeError, f"{X_KINDS}object"),
+    ({"x": None}, TypeError, "x must be an array; got None"),
     ({"x": np.ma.masked_equal(X, 0)}, ValueError, "x must have no masked entries: ..."),
     ({"x": X[..., :2]}, ValueError, f"{X_SHAPE}(12, 4, 2)"),
     ({"x": X[0, 0]}, ValueError, f"{X_SHAPE}(3,)"),
@@ -175,7 +175,7 @@ ERRORS = (
     ({"rnn": BLIND}, ValueError, "rnn must have a readout W_O to have errors; got W_O = None"),
     ({"y": Y.astype(float)}, TypeError, "y must hold integers (classes) for the cross-entropy; got float64"),
     ({"y": Y.astype(bool)}, TypeError, "y must hold integers (classes) for the cross-entropy; got bool"),
-    ({"y": None}, TypeError, "y must hold integers (classes) for the cross-entropy; got object"),
+    ({"y": None}, TypeError, "y must be an array; got None"),
     ({"y": Y[:5]}, ValueError, f"{CLASSES}(5, 4)"),
     ({"y": Y[..., None]}, ValueError, f"{CLASSES}(12, 4, 1)"),
     ({"y": 3}, ValueError, f"{CLASSES}()"),

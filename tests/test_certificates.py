@@ -280,3 +280,13 @@ def test_radii_are_those_of_a_matrix_scaled_at_will(n, most, seed, sparse):
     assert scaled.radius == pytest.approx(plain.radius, abs=slack)
     assert scaled.absolute.rate == pytest.approx(plain.absolute.rate, rel=1e-9)
     assert plain.absolute.rate == pytest.approx(np.abs(np.linalg.eigvals(np.abs(M))).max(), rel=1e-9, abs=1e-2)
+
+
+def test_lags_are_not_negative():
+    bound = bptt.certificates(bptt.RNN([[0.5]], [[1.0]])).norm
+    for lags, error, message in (
+        ([3, -1], ValueError, "lags must be >= 0; got -1"),
+        ("3", TypeError, "lags must hold"),
+    ):
+        with pytest.raises(error, match=message):
+            bound.log_at(lags)

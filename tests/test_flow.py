@@ -463,3 +463,10 @@ def test_an_exponent_of_any_size_takes_a_line():
     flow = bptt.gradient_flow(rnn, x)  # pytest makes an error of an overflow
     assert flow.exponents[-1] < -1e100
     assert max(map(len, str(flow).splitlines())) < 130
+
+
+def test_weights_that_are_not_finite_are_named_before_any_work():
+    rnn = bptt.RNN.random(2, 3, 4)
+    for W_R in (np.full((3, 3), np.nan), np.diag([1.0, np.inf, 0.0])):
+        with pytest.raises(ValueError, match="rnn must have finite weights W_R"):
+            bptt.gradient_flow(rnn.replace(W_R=W_R), np.zeros((20, 2)))

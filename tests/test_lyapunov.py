@@ -256,6 +256,116 @@ def test_a_singular_matrix_is_an_answer(level, n, rank):
     assert (bptt.lyapunov_spectrum(rnn, trajectory, k=rank).exponents > -20).all()
 
 
+def singular(rng, n):
+    """A matrix that is singular up to rounding, and its rank."""
+    W = rng.standard_normal((n, n))
+    i, j = rng.choice(n, 2, replace=False)
+    kind = rng.integers(5)
+    if kind == 0:
+        W[:, i] = 0
+    elif kind == 1:
+        W[:, i] = W[:, j]
+    elif kind == 2:
+        W[i] = W[j]
+    elif kind == 3:
+        W[i] = 0
+    else:
+        rank = int(rng.integers(1, n))
+        return rng.standard_normal((n, rank)) @ rng.standard_normal((rank, n)), rank
+    return W, n - 1
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_as_many_directions_live_as_the_rank_is(level, activation):
+    """Also in the shortest runs, and where slopes are many nats apart."""
+    for seed in range(30 if level == "reference" else 150):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(2, 8))
+        W, rank = singular(rng, n)
+        rnn = bptt.RNN(W, np.eye(n), activation=activation)
+        trajectory = bptt.forward(rnn, 3 * rng.standard_normal((int(rng.integers(2, 4)), n)))
+        exponents = bptt.lyapunov_spectrum(rnn, trajectory).exponents
+        np.testing.assert_array_equal(np.isfinite(exponents), np.arange(n) < rank, f"seed {seed}")
+
+
+@pytest.mark.parametrize("n", [2, 5, 16, 64])
+def test_as_many_directions_live_as_the_rank_of_given_jacobians_is(level, n):
+    """One singular step, alone or before others that are not."""
+    for seed in range(5 if level == "reference" or n == 64 else 60):
+        rng = np.random.default_rng(seed)
+        W, rank = singular(rng, n)
+        J = np.concatenate([[W * 10.0 ** -rng.uniform(0, 3, n)], rng.standard_normal((seed % 3, n, n))])
+        alive = np.isfinite(bptt.lyapunov_spectrum(jacobians=J).exponents)
+        np.testing.assert_array_equal(alive, np.arange(n) < rank, f"seed {seed}")
+
+
+def rank_modulo(A, p=2**31 - 1):
+    """Of an integer matrix: the rank, unless p divides a minor."""
+    rows = [[int(value) % p for value in row] for row in A]
+    rank = 0
+    for column in range(len(rows[0])):
+        pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[rank], rows[pivot] = rows[pivot], rows[rank]
+        inverse = pow(rows[rank][column], -1, p)
+        for i in range(rank + 1, len(rows)):
+            factor = rows[i][column] * inverse
+            rows[i] = [(a - factor * b) % p for a, b in zip(rows[i], rows[rank], strict=True)]
+        rank += 1
+    return rank
+
+
+def test_as_many_directions_live_as_the_rank_of_a_relu_network_is(level):
+    """Units that are off and a singular W_R together: of integer weights the rank of the product is known exactly."""
+    for seed in range(40 if level == "reference" else 400):
+        rng = np.random.default_rng(seed)
+        n, T = int(rng.integers(2, 8)), int(rng.integers(2, 9))
+        W = rng.integers(-9, 10, (n, n))
+        i, j = rng.choice(n, 2, replace=False)
+        if seed % 3 == 0:
+            W[:, i] = W[:, j]
+        elif seed % 3 == 1:
+            W[:, i] = 0
+        else:
+            W[i] = W[j]
+        rnn = bptt.RNN(W / 8, np.eye(n), activation="relu")
+        trajectory = bptt.forward(rnn, 3 * rng.standard_normal((T, n)) + 1)
+        product = np.eye(n, dtype=object)
+        for h in trajectory.preactivations[:-1]:
+            product = (W.astype(object) * (h > 0).astype(int)) @ product
+        exponents = bptt.lyapunov_spectrum(rnn, trajectory).exponents
+        assert np.isfinite(exponents).sum() == rank_modulo(product), f"seed {seed}"
+
+
+@pytest.mark.parametrize("N", [[[3, -9], [1, -3]], [[6, -9], [4, -6]], [[10, -20], [5, -10]], [[0, 1], [0, 0]]])
+def test_a_nilpotent_matrix_kills_everything(level, N):
+    """(1, 1/3) is no floating-point number: N times N's image is what 3 - 9/3 leaves of rounding, and nothing else."""
+    rnn = bptt.RNN(N, np.eye(2), activation="identity")
+    for T in (2, 3, 20):
+        of_jacobians = bptt.lyapunov_spectrum(jacobians=np.tile(np.array(N, float), (T, 1, 1)))
+        of_network = bptt.lyapunov_spectrum(rnn, bptt.forward(rnn, np.ones((T + 1, 2))))
+        assert np.isneginf([of_jacobians.exponents, of_network.exponents]).all()
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-20, 1e-3, 1e10, 1e150])
+def test_small_rows_and_columns_are_no_singularity(level, scale):
+    """diag(1, r, 1) A diag(s, 1, 1), against a QR of the exact product."""
+    rng = np.random.default_rng(3)
+    n, T = 3, 4
+    W = rng.standard_normal((n, n)) * [scale, 1, 1]
+    if level != "reference":  # elimination tells small rows from rounding, where a QR of columns cannot
+        W[1] *= scale
+    rnn = bptt.RNN(W, np.eye(n), activation="identity")
+    with mp.workdps(2000):
+        P = mp.matrix(basis(n, n)[:, :n].T)
+        for _ in range(T):
+            P = mp.matrix(W) * P
+        exact = [float(mp.log(abs(mp.qr(P)[1][i, i]))) / T for i in range(n)]
+    exponents = bptt.lyapunov_spectrum(rnn, bptt.forward(rnn, np.zeros((T + 1, n)))).exponents
+    np.testing.assert_allclose(exponents, exact, rtol=0, atol=1e-12 * (1 + np.abs(np.log(scale))))
+
+
 # Windows, histories, errors -------------------------------------------------------------------------------------------
 
 

@@ -122,3 +122,25 @@ def test_gram_schmidt_keeps_its_basis_orthonormal_where_columns_are_nearly_paral
     np.testing.assert_allclose(Q @ np.triu(Q.T @ hilbert), hilbert, rtol=0, atol=n * EPS)
     np.testing.assert_array_equal(kept, np.arange(n))
     assert (r > 0).all()
+
+
+def test_a_dead_column_is_found_however_close_those_before_it_are():
+    """A Gaussian matrix of rank n - 1; chance makes the first n - 1 columns nearly parallel in some of 500."""
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(2, 20))
+        W, Q = rng.normal(size=(n, n)), random_basis(rng, n)
+        W[:, 0] = W[:, -1]
+        _, _, kept = microscope.gram_schmidt(W @ Q, np.abs(W) @ np.abs(Q))
+        np.testing.assert_array_equal(kept, np.arange(n - 1), f"seed {seed}")
+
+
+def test_units_that_are_there_or_not_are_a_projection():
+    rng = np.random.default_rng(8)
+    Q = random_basis(rng, 4)
+    live = np.array([1.0, 0.0, 1.0, 1.0])
+    Q1, log_r, kept = microscope.graded_qr(0.5 * live, np.full(4, 3.0), Q)
+    np.testing.assert_array_equal(kept, [0, 1, 2])
+    assert (Q1[1] == 0).all()
+    wanted = np.linalg.qr(4 * live[:, None] * Q)[1]
+    np.testing.assert_allclose(log_r, np.log(np.abs(np.diag(wanted)[:3])), rtol=0, atol=20 * EPS)

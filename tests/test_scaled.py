@@ -76,8 +76,10 @@ def test_what_is_no_scaled_matrix():
     for mantissa in ([[np.nan]], [[np.inf]]):
         with pytest.raises(ValueError, match="mantissa must be finite"):
             ScaledMatrix(mantissa)
-    with pytest.raises(TypeError, match="exponent must be an int; got 1.5"):
+    with pytest.raises(TypeError, match="exponent must be an integer; got float"):
         ScaledMatrix([[1.0]], 1.5)
+    with pytest.raises(TypeError, match="exponent must be an integer; got True"):
+        ScaledMatrix([[1.0]], True)
     for exponent in (10**400, -(10**5000)):
         with pytest.raises(ValueError, match=r"exponent must lie within 2\*\*1000 of 0"):
             ScaledMatrix(np.eye(2), exponent)
@@ -86,7 +88,7 @@ def test_what_is_no_scaled_matrix():
         (3.0, ValueError, r"must have shape \(rows, columns\) or \(rows,\); got \(\)"),
         ([[1, 2], [3]], ValueError, "is no rectangular array"),
         (np.full((2, 2), np.nan), ValueError, "must be finite"),
-        (None, TypeError, "must hold real numbers"),
+        (None, TypeError, "must be an array; got None"),
     ):
         for product in (lambda other=other: one @ other, lambda other=other: other @ one):
             with pytest.raises(error, match="the other factor of @ " + words):

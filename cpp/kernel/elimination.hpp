@@ -38,21 +38,37 @@ class Elimination {
       : rounding_(4 * n * std::numeric_limits<double>::epsilon()),
         length_(row_length<double>(n)),
         row_sizes_(length_),
+        factors_(columns * row_length<double>(columns + panel_width)),
+        U_{factors_.data(), columns, row_length<double>(columns + panel_width)},
         pivots_(std::size_t(columns)),
         logs_(std::size_t(columns)),
         dealt_(std::size_t((columns + panel_width - 1) / panel_width)) {
-    for (int i = 0; i < threads; ++i) own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(length_)});
+    for (int i = 0; i < threads; ++i)
+      own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(length_), 0});
   }
 
   // Called by every thread of the team, once it has finished with its own tiles of A (each_own_tile); on return only
   // those are finished for it.
   //   weights: (length), -inf for rows that count as 0 and beyond n; null: all are 0
-  void operator()(Team& team, int rank, Rows<double> A, const double* weights) {
+  //   summed: (length), the largest sum of moduli behind the numbers of each row, known to the first thread; null:
+  //   the numbers are as they are
+  void operator()(Team& team, int rank, Rows<double> A, const double* weights, const double* summed = nullptr) {
     Own& own = own_[std::size_t(rank)];
+    double shift = 0;
+    if (weights && flat(weights, shift)) {  // relu: rows are there or not, and rounding can be told as without weights
+      each_own_tile(A.count, team, rank, [&](std::int64_t begin, std::int64_t columns) {
+        for (std::int64_t j = begin; j < begin + columns; ++j) mask(A[j], weights);
+      });
+      weights = nullptr;
+    }
     measure_rows(A, team, rank, own.row_sizes.data());
+    own.largest = *std::max_element(own.row_sizes.data(), own.row_sizes.data() + length_);
     team.barrier();
     if (rank == 0) {
       begin(team.size());
+      if (summed && !weights) raise(summed, row_sizes_.data());
+      shift_ = shift;
+      graded_ |= weights != nullptr;
       eliminate_panel(A, 0, weights);
     }
     team.barrier();
@@ -62,13 +78,13 @@ class Elimination {
       if (rank == 0) {  // the next panel, while the others are at the columns beyond it
         const ColumnTiles tiles(beyond - next);
         for (std::int64_t i = 0; i < tiles.tiles; ++i)
-          follow(A.from(next + tiles.begin(i)), first, tiles.end(i) - tiles.begin(i), own.panel);
+          follow(A, first, next + tiles.begin(i), tiles.end(i) - tiles.begin(i), own.panel);
         eliminate_panel(A, next, weights);
       }
       const ColumnTiles tiles(A.count - beyond);
       std::atomic<std::int64_t>& dealt = dealt_[std::size_t(first / panel_width)];
       for (std::int64_t i; (i = dealt.fetch_add(1, std::memory_order_relaxed)) < tiles.tiles;)
-        follow(A.from(beyond + tiles.begin(i)), first, tiles.end(i) - tiles.begin(i), own.panel);
+        follow(A, first, beyond + tiles.begin(i), tiles.end(i) - tiles.begin(i), own.panel);
       team.barrier();
     }
     if (!weights) return;
@@ -77,15 +93,18 @@ class Elimination {
     });
   }
 
-  // log |pivot| of column j. -inf: the column is dead, exactly or (without weights) within rounding in the span of
-  // those before it, and zero in M.
+  // log |pivot| of column j. -inf: the column is dead, exactly or (where weights do not differ) within rounding in the
+  // span of those before it, and zero in M.
   double log_pivot(std::int64_t j) const { return logs_[std::size_t(j)]; }
+
+  // Whether weights have differed: rounding is not told from what is small then.
+  bool graded() const { return graded_; }
 
   // Columns that are not dead.
   std::int64_t alive() const { return alive_; }
 
   // log of the largest number of A over its least pivot, both without weights: what rounding is magnified by.
-  double spread() const { return std::log(*std::max_element(row_sizes_.data(), row_sizes_.data() + length_) / least_); }
+  double spread() const { return std::log(largest_ / least_); }
 
  private:
   // Columns eliminated one by one, before all others follow in one matrix product.
@@ -95,7 +114,19 @@ class Elimination {
   struct Own {  // by each thread
     PackedMatrix<double> panel;
     Buffer<double> row_sizes;
+    double largest = 0;
   };
+
+  // Whether all weights but those of -inf are one number: this.
+  bool flat(const double* weights, double& one) const {
+    one = *std::max_element(weights, weights + length_);
+    return std::all_of(weights, weights + length_, [&](double w) { return w == one || w == -infinity; });
+  }
+
+  void mask(double* column, const double* weights) const {
+    for (std::int64_t i = 0; i < length_; i += lanes<double>)
+      store(column + i, select<double>(load(weights + i) > -infinity, load(column + i), Vector<double>{}));
+  }
 
   // The largest number of each row in this thread's columns.
   void measure_rows(Rows<double> A, const Team& team, int rank, double* sizes) const {
@@ -112,7 +143,11 @@ class Elimination {
 
   void begin(int threads) {
     std::fill_n(row_sizes_.data(), length_, 0.0);
-    for (int i = 0; i < threads; ++i) raise(own_[std::size_t(i)].row_sizes.data(), row_sizes_.data());
+    largest_ = 0;
+    for (int i = 0; i < threads; ++i) {
+      raise(own_[std::size_t(i)].row_sizes.data(), row_sizes_.data());
+      largest_ = std::max(largest_, own_[std::size_t(i)].largest);
+    }
     for (std::atomic<std::int64_t>& dealt : dealt_) dealt.store(0, std::memory_order_relaxed);
     least_ = infinity;
     alive_ = 0;
@@ -124,11 +159,16 @@ class Elimination {
   }
 
   void eliminate(Rows<double> A, std::int64_t begin, std::int64_t j, const double* weights) {
-    double* const column = A[j];
-    for (std::int64_t i = begin; i < j; ++i)
-      if (const int p = pivots_[std::size_t(i)]; p >= 0) subtract(column[p], A[i], column, length_);
-    const int p = weights ? heaviest(column, weights) : largest(column);
+    double *const column = A[j], *const u = U_[j];
+    for (std::int64_t i = begin; i < j; ++i) {
+      const int p = pivots_[std::size_t(i)];
+      u[i] = p < 0 ? 0 : column[p];
+      if (p >= 0) subtract(u[i], A[i], column, length_);
+    }
+    int p = weights ? heaviest(column, weights) : largest(column);
+    if (p >= 0 && !graded_ && faint(column, p)) p = largest(column, magnified(j));
     pivots_[std::size_t(j)] = p;
+    u[j] = p < 0 ? 1 : column[p];
     if (p < 0) {
       logs_[std::size_t(j)] = -infinity;
       std::fill_n(column, length_, 0.0);
@@ -137,17 +177,62 @@ class Elimination {
     const double pivot = std::fabs(column[p]);
     least_ = std::min(least_, pivot);
     ++alive_;
-    logs_[std::size_t(j)] = std::log(pivot) + (weights ? weights[p] : 0);
+    logs_[std::size_t(j)] = std::log(pivot) + (weights ? weights[p] : shift_);
     multiply(1 / column[p], column, length_);
     column[p] = 1;
   }
 
-  // The row of the largest number, -1 if there is none. What is 4 n eps of its row or less is the rounding of a sum
-  // that should be zero, and becomes it.
+  // The rounding of the columns before one, as it comes into what is left of it: in rows' sizes, and at most.
+  struct Magnified {
+    double sizes = 0, most = 0;
+  };
+
+  // Whether a column with its largest number in row p has nothing left that is far above rounding.
+  bool faint(const double* column, int p) const {
+    const auto small = [=, this](std::int64_t i) { return std::fabs(column[i]) <= row_sizes_.data()[i] * 1e-6; };
+    if (!small(p)) return false;
+    for (std::int64_t i = 0; i < length_; ++i)
+      if (!small(i)) return false;
+    return true;
+  }
+
+  // Column j is the sum of c times those before it, and a rest: c = U^-1 u.
+  Magnified magnified(std::int64_t j) const {
+    Magnified sum;
+    std::vector<double> c(U_[j], U_[j] + j);
+    for (std::int64_t i = j; i-- > 0;) {
+      const double* const u = U_[i];
+      c[std::size_t(i)] /= u[i];
+      double size = 0;
+      for (std::int64_t l = 0; l < i; ++l) {
+        c[std::size_t(l)] -= u[l] * c[std::size_t(i)];
+        size = std::max(size, std::fabs(u[l]));
+      }
+      if (pivots_[std::size_t(i)] >= 0) size = std::max(size, std::fabs(u[i]));
+      sum.sizes += std::fabs(c[std::size_t(i)]);
+      sum.most += std::fabs(c[std::size_t(i)]) * size;
+    }
+    return sum.most < infinity ? sum : Magnified{};
+  }
+
+  // The row of the largest number, -1 if there is none. What is 4 n eps of its row or less, or of what was subtracted
+  // from it, is the rounding of a sum that should be zero, and becomes it.
   int largest(double* column) const {
+    return largest_of(column, [this](std::int64_t i) { return load(row_sizes_.data() + i); });
+  }
+
+  int largest(double* column, Magnified before) const {
+    return largest_of(column, [=, this](std::int64_t i) {
+      const Vector<double> size = load(row_sizes_.data() + i), subtracted = size * before.sizes;
+      return size + select<double>(subtracted < before.most, subtracted, broadcast(before.most));
+    });
+  }
+
+  template <class Sum>
+  int largest_of(double* column, Sum sum) const {
     return find_largest(0, [=, this](std::int64_t i) {
       Vector<double> x = load(column + i);
-      x = select<double>(abs<double>(x) > load(row_sizes_.data() + i) * rounding_, x, Vector<double>{});
+      x = select<double>(abs<double>(x) > sum(i) * rounding_, x, Vector<double>{});
       store(column + i, x);
       return abs<double>(x);
     });
@@ -190,7 +275,9 @@ class Elimination {
   }
 
   // Eliminates a panel from the columns of one tile: A -= M u, u = triangle^-1 A(pivots).
-  void follow(Rows<double> A, std::int64_t begin, std::int64_t columns, const PackedMatrix<double>& panel) const {
+  void follow(Rows<double> all, std::int64_t begin, std::int64_t first, std::int64_t columns,
+              const PackedMatrix<double>& panel) const {
+    const Rows<double> A = all.part(first, columns);
     const auto& triangle = triangles_[begin / panel_width % 2];
     alignas(row_bytes) double u[tile::max_columns][panel_width];  // negative
     const int* const pivots = pivots_.data() + begin;
@@ -200,7 +287,10 @@ class Elimination {
       for (std::int64_t c = 0; c < columns; ++c)
         for (int s = r / lanes<double> * lanes<double>; s < panel_width; s += lanes<double>)
           store(u[c] + s, load(u[c] + s) - load(triangle[r] + s) * u[c][r]);
-    panel.multiply_add({u[0], columns, panel_width}, A, A.part(0, columns), {0, panel.panels()});
+    if (!graded_)
+      for (std::int64_t c = 0; c < columns; ++c)
+        for (int r = 0; r < panel_width; r += lanes<double>) store(U_[first + c] + begin + r, -load(u[c] + r));
+    panel.multiply_add({u[0], columns, panel_width}, A, A, {0, panel.panels()});
     for (std::int64_t c = 0; c < columns; ++c)
       for (int r = 0; r < panel_width; ++r)
         if (pivots[r] >= 0) A[c][pivots[r]] = 0;
@@ -223,11 +313,16 @@ class Elimination {
   std::vector<Own> own_;
   Buffer<double> row_sizes_;                                          // the largest number of each row of A
   alignas(row_bytes) double triangles_[2][panel_width][panel_width];  // of this panel and the next
-  std::vector<int> pivots_;                                           // the row of each column's; -1: it is dead
+  Buffer<double> factors_;
+  Rows<double> U_;           // a column a row; 1 for the pivot of a dead one
+  std::vector<int> pivots_;  // the row of each column's; -1: it is dead
   std::vector<double> logs_;
   std::vector<std::atomic<std::int64_t>> dealt_;  // tiles beyond each panel that someone has taken
+  double largest_ = 0;                            // number of A
   double least_ = infinity;                       // pivot
-  std::int64_t alive_ = 0;                        // columns
+  double shift_ = 0;                              // the one weight of all rows that count
+  bool graded_ = false;
+  std::int64_t alive_ = 0;  // columns
 };
 
 }  // namespace bptt

@@ -50,6 +50,17 @@ int exponent(const double* matrix, std::int64_t count) {
   return largest > 0 && largest < infinity ? std::clamp(std::ilogb(largest), -1000, 1000) : 0;
 }
 
+// sum_j |row_j| x_j, x >= 0.
+double sum_moduli(const double* row, const double* x, int n) {
+  Vector<double> sums{};
+  int j = 0;
+  for (; j + lanes<double> <= n; j += lanes<double>) sums += abs<double>(load(row + j)) * load(x + j);
+  double sum = 0;
+  for (; j < n; ++j) sum += std::fabs(row[j]) * x[j];
+  for (int l = 0; l < lanes<double>; ++l) sum += sums[l];
+  return sum;
+}
+
 // What the threads of one call share.
 class Growth {
  public:
@@ -60,8 +71,10 @@ class Growth {
         W_(J.n, J.n),
         eliminate_(J.n, Q.count, threads),
         other_(Q.count * Q.stride),
-        scaled_(Q.count * Q.stride) {
-    for (int i = 0; i < threads; ++i) own_.push_back({Buffer<double>(Q.stride), Buffer<double>(Q.stride)});
+        scaled_(Q.count * Q.stride),
+        summed_(Q.stride) {
+    std::fill_n(summed_.data(), Q.stride, 0.0);
+    for (int i = 0; i < threads; ++i) own_.emplace_back(Q.stride);
   }
 
   void operator()(Team& team, int rank) {
@@ -77,7 +90,7 @@ class Growth {
       double left_out = 0;
       for (std::int64_t s = 0; s < steps; ++s)
         left_out += step(team, rank, t + s, s > 0, s == 0 ? basis : next, next, own);
-      eliminate_(team, rank, next, weights(t + steps, own));
+      eliminate_(team, rank, next, weights(t + steps, own), summed(team, rank, t + steps - 1));
       const double spread = eliminate_.spread();
       if (steps > 1 && (spread > most_spread || eliminate_.alive() < alive)) {  // too far: again, one by one
         planned = 1;
@@ -100,7 +113,10 @@ class Growth {
  private:
   // What each thread has for itself.
   struct Own {
+    explicit Own(std::int64_t length) : log_d(length), d(length), most(length) {}
+
     Buffer<double> log_d, d;
+    Buffer<double> most;  // the largest number of each row of what its columns of a step were made from
     int exponent = 0;
   };
 
@@ -137,10 +153,14 @@ class Growth {
         store(own.d.data() + i, exp<double>(load(log_d + i) - most) * unit);
       left_out += most;
     }
+    std::fill_n(own.most.data(), Q_.stride, 0.0);
     each_own_tile(Q_.count, team, rank, [&](std::int64_t first, std::int64_t columns) {
       for (std::int64_t c = first; c < first + columns; ++c)
-        for (std::int64_t i = 0; i < Q_.stride; i += lanes<double>)
-          store(scaled_.data() + c * Q_.stride + i, load(X[c] + i) * load(own.d.data() + i));
+        for (std::int64_t i = 0; i < Q_.stride; i += lanes<double>) {
+          const Vector<double> x = load(X[c] + i) * load(own.d.data() + i);
+          store(own.most.data() + i, greater(abs<double>(x), load(own.most.data() + i)));
+          store(scaled_.data() + c * Q_.stride + i, x);
+        }
     });
     for (std::int64_t q = 0; q < W_.panels(); q += W_.group)
       each_own_tile(Q_.count, team, rank, [&](std::int64_t c, std::int64_t columns) {
@@ -150,12 +170,26 @@ class Growth {
     return left_out;
   }
 
+  // The largest sums of moduli behind the numbers of each row that step t has made; null where nobody asks.
+  const double* summed(Team& team, int rank, std::int64_t t) {
+    if (eliminate_.graded()) return nullptr;
+    team.barrier();
+    if (rank == 0) {
+      double* const most = own_[0].most.data();
+      for (std::size_t i = 1; i < own_.size(); ++i)
+        for (int r = 0; r < J_.n; ++r) most[r] = std::max(most[r], own_[i].most.data()[r]);
+      const double* const matrix = J_.matrices + (J_.one_each ? t * J_.n * J_.n : 0);
+      for (int i = 0; i < J_.n; ++i) summed_.data()[i] = sum_moduli(matrix + i * J_.n, most, J_.n);
+    }
+    return summed_.data();
+  }
+
   const StepJacobians& J_;
   Rows<double> Q_;
   double* log_r_;
   PackedMatrix<double> W_;
   Elimination eliminate_;
-  Buffer<double> other_, scaled_;
+  Buffer<double> other_, scaled_, summed_;
   std::vector<Own> own_;
 };
 

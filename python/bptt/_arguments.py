@@ -51,6 +51,11 @@ def network(rnn: Any, *, readout: bool = False, instead: str = "") -> None:
         raise ValueError("rnn must have a readout W_O to have errors; got W_O = None")
 
 
+def finite_recurrence(rnn: RNN) -> None:
+    if not np.isfinite(rnn.W_R).all():
+        raise ValueError("rnn must have finite weights W_R")
+
+
 def inputs(rnn: RNN, x: Any, *, one: bool = False) -> tuple[Array | Slices, Extent]:
     """Numbers (T, B, p) or (T, p), tokens (T, B) or (T,); with ``one`` the latter: of one sequence."""
     array = each_step("x", x)

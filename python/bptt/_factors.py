@@ -126,10 +126,8 @@ def network_chain(rnn: Any, trajectory: Any, instead: str = "") -> NetworkChain:
         raise ValueError(
             f"trajectory must be of one sequence, from x of shape (T, p) or (T,); got one of a batch, B = {extent.size}"
         )
-    chain = NetworkChain(rnn, trajectory)
-    if not np.isfinite(rnn.W_R).all():
-        raise ValueError(chain.not_finite(chain.least))
-    return chain
+    _arguments.finite_recurrence(rnn)
+    return NetworkChain(rnn, trajectory)
 
 
 def pieces(chain: Chain, least: int, end: int, rows: int, tick: Tick | None) -> Iterator[Factors]:

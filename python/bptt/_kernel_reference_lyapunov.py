@@ -17,7 +17,7 @@ def grow(matrices: Array, log_d: Array | None, Q: Array, log_r: Array, threads: 
     for W, d, e in zip(*chain, strict=True):
         basis, log_r1, kept = graded_qr(d, e, basis)
         alive, log = alive[kept], log[kept] + log_r1
-        basis, r2, kept = gram_schmidt(W @ basis)
+        basis, r2, kept = gram_schmidt(W @ basis, np.abs(W) @ np.abs(basis))
         alive, log = alive[kept], log[kept] + np.log(r2)
     Q[:], log_r[:] = 0, -np.inf
     Q[alive, :n], log_r[alive] = basis.T, log

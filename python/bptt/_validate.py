@@ -15,6 +15,8 @@ from bptt._kernel import Array
 
 
 def as_array(name: str, value: Any) -> Array:
+    if value is None:
+        raise TypeError(f"{name} must be an array; got None")
     if np.ma.is_masked(value):
         raise ValueError(f"{name} must have no masked entries: what stands for them is yours to say")
     try:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bptt import _arguments
 from bptt._factors import NetworkChain, network_chain
 from bptt._kernel import Array
-from bptt._validate import number
+from bptt._validate import number, numbers
 from bptt.network import RNN
 from bptt.results import Trajectory
 
@@ -68,7 +68,9 @@ class Bound:
 
     def log_at(self, lags: npt.ArrayLike) -> Array:
         """log(constant * rate**lag) for lags >= 0 of any shape; inf where there is no constant."""
-        lags = np.asarray(lags)
+        lags = numbers("lags", lags)
+        if not (lags >= 0).all():
+            raise ValueError(f"lags must be >= 0; got {lags[~(lags >= 0)][0]}")
         if np.isinf(self.constant):
             return np.full(lags.shape, np.inf)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -170,8 +172,7 @@ def certificates(rnn: RNN, trajectory: Trajectory | None = None, *, cond_limit: 
     limit = cond_limit_of(cond_limit)
     if trajectory is None:
         _arguments.network(rnn)
-        if not np.isfinite(rnn.W_R).all():
-            raise ValueError("rnn must have finite weights W_R")
+        _arguments.finite_recurrence(rnn)
         most, least = (np.full(rnn.n, slope) for slope in SLOPES[rnn.activation])
     else:
         most, least = slope_range(network_chain(rnn, trajectory))

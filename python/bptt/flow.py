@@ -226,6 +226,7 @@ def gradient_flow(
         return _of_jacobians(jacobians, d_states, options, threads, progress)
     _arguments.network(rnn, readout=y is not None, instead="jacobians")
     assert rnn is not None
+    _arguments.finite_recurrence(rnn)
     for name, argument in (("loss", loss), ("weights", weights)):
         if y is None and argument is not None:
             raise TypeError(f"{name} is of an error, which has targets: give y too")

@@ -25,6 +25,9 @@ _FLOAT64 = np.dtype(np.float64)
 _WINDOWS = 256  # by default, at least where there are so many steps
 _BATCHES = 32  # at most: of 10 to 30, more gain little (Schmeiser 1982)
 _FLOP = 2_000_000_000  # of one piece: some tens of milliseconds, after which Ctrl-C is heard
+_FAR = (
+    20  # factors of 2: a column of W_R so far below the largest is scaled together with its slope, which knows no end
+)
 _BYTES = 16 << 20  # of the Jacobians that are looked at together
 
 
@@ -128,7 +131,9 @@ def lyapunov_spectrum(
     Within a window the product is kept triangular by elimination with the largest pivots, which leads to the same R as
     a QR at every step (Rutishauser's Treppeniteration). Steps are taken together while the growth rates stay within
     12 nats, so that the least is right to eps e^12. A direction is dead where a step maps it to zero, exactly (relu) or
-    within rounding (singular W_R); it is -inf from the window on in which it died.
+    within rounding; it is -inf from the window on in which it died. Of a network no more directions live than the
+    numerical rank of W_R, whatever the units of its rows and columns are. A product that vanishes after several steps
+    only (a nilpotent matrix in a general basis) is, in float64, one of small numbers.
 
     The largest exponent is right whatever the others are: its direction is carried alone too. Of the others a single
     step whose rates spread over more than 36 nats (e^-36 is eps) leaves no digit where something cancels in W_R. Where
@@ -172,6 +177,7 @@ def lyapunov_spectrum(
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
     Q = zero_rows(k, n)
     Q[:, :n] = np.linalg.qr(directions.standard_normal((n, k)))[0].T
+    Q[steps.rank :] = 0
     leading = zero_rows(1, n)
     leading[:] = Q[:1]
     piece = max(1, _FLOP // (3 * n * n * k))
@@ -193,7 +199,7 @@ def lyapunov_spectrum(
     lengths = np.diff(ends, prepend=0)
     with meter(progress, lambda: count) as tick:
         growth(0, warm_up)
-        _replace_dead(Q[:, :n], directions)
+        _replace_dead(Q[: steps.rank, :n], directions)
         leading[:] = np.where(leading.any(), leading, Q[:1])
         rates = np.array(
             [growth(warm_up + end - length, warm_up + end) for end, length in zip(ends, lengths, strict=True)]
@@ -239,9 +245,17 @@ def _standard_errors(local: Array) -> Array:
     return errors
 
 
+def _rank(W: Array) -> int:
+    """The numerical rank, whatever the units of rows and columns are."""
+    for axis in (1, 0):
+        W = np.ldexp(W, -np.frexp(np.abs(W).max(axis=axis, keepdims=True))[1])
+    return int(np.linalg.matrix_rank(W))
+
+
 class _Steps(Protocol):
     n: int
     count: int
+    rank: int  # at most so many directions survive a step
 
     def between(self, begin: int, end: int) -> tuple[Array, Array | None]:
         """``matrices`` and ``log_d`` of `Kernel.grow` for steps begin .. end - 1, from 0."""
@@ -256,7 +270,13 @@ class _Network:
         self.n, self.count = chain.n, max(0, chain.steps - 1)
         if not self.count:
             raise ValueError(f"trajectory must have T >= 2 steps; got T = {chain.steps}")
-        self._W = contiguous(rnn.W_R, _FLOAT64)
+        W = contiguous(rnn.W_R, _FLOAT64)
+        self.rank = _rank(W)
+        sizes = np.abs(W).max(axis=0)
+        below = np.frexp(sizes)[1] - np.frexp(sizes.max())[1]
+        below[below > -_FAR] = 0
+        self._W, self._log_columns = np.ldexp(W, -below), below * math.log(2)
+        self._log_columns[sizes == 0] = -np.inf
         self._h = trajectory._h[1:, : self.n]
         self._activation = ACTIVATIONS.index(rnn.activation)
 
@@ -267,6 +287,7 @@ class _Network:
             raise FloatingPointError(f"the trajectory must be finite; its state at t = {t} is not")
         log_d = np.empty_like(h)
         _levels.kernel().activate(self._activation, h, None, None, log_d)
+        log_d += self._log_columns
         return self._W, log_d
 
 
@@ -276,6 +297,7 @@ class _Jacobians:
     def __init__(self, jacobians: Any) -> None:
         self._chain = JacobianChain(jacobians)
         self.n, self.count = self._chain.n, self._chain.steps
+        self.rank = self.n
         if not self.count:
             raise ValueError("jacobians must have shape (T, n, n) with T >= 1; got T = 0")
 

@@ -205,7 +205,7 @@ def lyapunov_growth(chain: Chain, Q: Array, start: int = 0) -> Array:
     for r in range(start, len(chain.d)):
         Q, log_r1, kept = graded_qr(chain.d[r], chain.e[r], Q)
         alive = alive[kept]
-        Q, r2, kept = gram_schmidt(chain.W[r] @ Q)
+        Q, r2, kept = gram_schmidt(chain.W[r] @ Q, np.abs(chain.W[r]) @ np.abs(Q))
         alive = alive[kept]
         growth[r - start, alive] = log_r1[kept] + np.log(r2)
     return growth
@@ -216,7 +216,13 @@ def graded_qr(d: Array, e: Array, Q: Array) -> tuple[Array, Array, Array]:
 
     Gaussian elimination whose pivots are the largest in D Q gives D Q = M (D U), by rows of U: the multipliers M are at
     most 1, so their QR is harmless, and the spread stays in the pivots of D U, of which only logarithms are wanted.
+    Where units are there or not (relu), there is no spread, and rounding is told from what is small as elsewhere.
     """
+    live = d != 0
+    if len(np.unique(np.frexp(d[live])[0])) <= 1 and len(np.unique(np.frexp(d[live])[1] + e[live])) <= 1:
+        Q1, r, numbers = gram_schmidt(live[:, None] * Q, np.abs(Q))
+        one = np.log(np.abs(d[live][:1])) + e[live][:1] * LN2
+        return Q1, np.log(r) + one, numbers
     U = d[:, None] * Q
     M = np.zeros_like(U)
     log_pivots = np.zeros(Q.shape[1])
@@ -237,20 +243,24 @@ def graded_qr(d: Array, e: Array, Q: Array) -> tuple[Array, Array, Array]:
     return Q1, np.log(r) + log_pivots[kept], np.array(kept, int)
 
 
-def gram_schmidt(A: Array) -> tuple[Array, Array, Array]:
+def gram_schmidt(A: Array, summed: Array | None = None) -> tuple[Array, Array, Array]:
     """Q, diag R and the numbers of the columns that are not dead, of A = Q R.
 
-    A column within rounding of the span of those before it (n eps of its norm) is dead: what is left is rounding.
+    A column that is those before it times c, within n eps of what was summed up to it and to c times these, is dead:
+    what is left is rounding. `summed` are the moduli behind the sums that A's own numbers are; None: A is as it is.
     """
+    sizes = np.linalg.norm(A if summed is None else summed, axis=0)
     Q = np.zeros((len(A), 0))
-    r = []
-    kept = []
+    R = np.zeros((0, 0))
+    kept: list[int] = []
     for j in range(A.shape[1]):
         v = A[:, j] - Q @ (Q.T @ A[:, j])
         v = v - Q @ (Q.T @ v)  # twice is enough
         norm = np.linalg.norm(v)
-        if norm > len(A) * EPS * np.linalg.norm(A[:, j]):
+        u = Q.T @ A[:, j]
+        c = np.linalg.solve(R, u)
+        if norm > len(A) * EPS * (sizes[j] + np.abs(c) @ sizes[kept]):
             Q = np.column_stack([Q, v / norm])
-            r.append(norm)
+            R = np.block([[R, u[:, None]], [np.zeros((1, len(R))), norm]])
             kept.append(j)
-    return Q, np.array(r), np.array(kept, int)
+    return Q, np.diag(R).copy(), np.array(kept, int)

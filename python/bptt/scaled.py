@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from bptt._kernel import Array
 from bptt._memory import read_only
-from bptt._validate import numbers
+from bptt._validate import integer, numbers
 
 #: The norms in which chains are measured: spectral (the largest singular value) and Frobenius.
 Order = Literal[2, "fro"]
@@ -58,10 +57,7 @@ class ScaledMatrix:
 
     def __post_init__(self) -> None:
         mantissa = _matrix("mantissa", self.mantissa)
-        try:
-            exponent = operator.index(self.exponent)
-        except TypeError:
-            raise TypeError(f"exponent must be an int; got {self.exponent!r}") from None
+        exponent = integer("exponent", self.exponent)
         if abs(exponent) > 2**1000:
             raise ValueError("exponent must lie within 2**1000 of 0: else the logarithm fits no float")
         largest = np.abs(mantissa).max(initial=0.0)
