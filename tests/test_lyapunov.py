@@ -316,7 +316,8 @@ def rank_modulo(A, p=2**31 - 1):
     return rank
 
 
-def test_as_many_directions_live_as_the_rank_of_a_relu_network_is(level):
+@pytest.mark.parametrize(("activation", "off"), [("relu", 0), ("leaky_relu", 1)])
+def test_as_many_directions_live_as_the_rank_of_a_product_is(level, activation, off):
     """Units that are off and a singular W_R together: of integer weights the rank of the product is known exactly."""
     for seed in range(40 if level == "reference" else 400):
         rng = np.random.default_rng(seed)
@@ -329,11 +330,13 @@ def test_as_many_directions_live_as_the_rank_of_a_relu_network_is(level):
             W[:, i] = 0
         else:
             W[i] = W[j]
-        rnn = bptt.RNN(W / 8, np.eye(n), activation="relu")
+        if seed % 2:
+            W *= rng.random((n, n)) < 0.5
+        rnn = bptt.RNN(W / 8, np.eye(n), activation=activation)
         trajectory = bptt.forward(rnn, 3 * rng.standard_normal((T, n)) + 1)
         product = np.eye(n, dtype=object)
         for h in trajectory.preactivations[:-1]:
-            product = (W.astype(object) * (h > 0).astype(int)) @ product
+            product = (W.astype(object) * np.where(h > 0, 100, off)) @ product
         exponents = bptt.lyapunov_spectrum(rnn, trajectory).exponents
         assert np.isfinite(exponents).sum() == rank_modulo(product), f"seed {seed}"
 

@@ -34,7 +34,8 @@ inline void multiply(double u, double* x, std::int64_t length) {
 // however far the weights are apart.
 class Elimination {
  public:
-  Elimination(int n, std::int64_t columns, int threads)
+  // alive: columns of the first A that are not zero
+  Elimination(int n, std::int64_t columns, std::int64_t alive, int threads)
       : rounding_(4 * n * std::numeric_limits<double>::epsilon()),
         length_(row_length<double>(n)),
         row_sizes_(length_),
@@ -42,7 +43,8 @@ class Elimination {
         U_{factors_.data(), columns, row_length<double>(columns + panel_width)},
         pivots_(std::size_t(columns)),
         logs_(std::size_t(columns)),
-        dealt_(std::size_t((columns + panel_width - 1) / panel_width)) {
+        dealt_(std::size_t((columns + panel_width - 1) / panel_width)),
+        alive_(alive) {
     for (int i = 0; i < threads; ++i)
       own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(length_), 0});
   }
@@ -55,9 +57,11 @@ class Elimination {
   void operator()(Team& team, int rank, Rows<double> A, const double* weights, const double* summed = nullptr) {
     Own& own = own_[std::size_t(rank)];
     double shift = 0;
-    if (weights && flat(weights, shift)) {  // relu: rows are there or not, and rounding can be told as without weights
+    // Where directions have died, more may, and rounding is to be told from what is small. (Of a regular matrix and
+    // slopes that are not 0 none does.) Where rows are there or not, as of relu, it costs nothing.
+    if (weights && !graded_ && even(weights, alive_ < A.count ? most_uneven : 0, shift)) {
       each_own_tile(A.count, team, rank, [&](std::int64_t begin, std::int64_t columns) {
-        for (std::int64_t j = begin; j < begin + columns; ++j) mask(A[j], weights);
+        for (std::int64_t j = begin; j < begin + columns; ++j) scale_rows(A[j], weights, shift);
       });
       weights = nullptr;
     }
@@ -117,15 +121,20 @@ class Elimination {
     double largest = 0;
   };
 
-  // Whether all weights but those of -inf are one number: this.
-  bool flat(const double* weights, double& one) const {
-    one = *std::max_element(weights, weights + length_);
-    return std::all_of(weights, weights + length_, [&](double w) { return w == one || w == -infinity; });
+  // Nats that weights may be apart to be multiplied in: rounding is told from what is less to eps e^8.
+  static constexpr double most_uneven = 8;
+
+  // Whether all weights but those of -inf lie so close below the largest.
+  bool even(const double* weights, double apart, double& largest) const {
+    largest = *std::max_element(weights, weights + length_);
+    return std::all_of(weights, weights + length_, [&](double w) { return w >= largest - apart || w == -infinity; });
   }
 
-  void mask(double* column, const double* weights) const {
-    for (std::int64_t i = 0; i < length_; i += lanes<double>)
-      store(column + i, select<double>(load(weights + i) > -infinity, load(column + i), Vector<double>{}));
+  void scale_rows(double* column, const double* weights, double largest) const {
+    for (std::int64_t i = 0; i < length_; i += lanes<double>) {
+      const Vector<double> w = load(weights + i);
+      store(column + i, select<double>(w > -infinity, load(column + i) * exp<double>(w - largest), Vector<double>{}));
+    }
   }
 
   // The largest number of each row in this thread's columns.
@@ -318,11 +327,11 @@ class Elimination {
   std::vector<int> pivots_;  // the row of each column's; -1: it is dead
   std::vector<double> logs_;
   std::vector<std::atomic<std::int64_t>> dealt_;  // tiles beyond each panel that someone has taken
+  std::int64_t alive_;                            // columns
   double largest_ = 0;                            // number of A
   double least_ = infinity;                       // pivot
-  double shift_ = 0;                              // the one weight of all rows that count
+  double shift_ = 0;                              // the weight that was taken out of all
   bool graded_ = false;
-  std::int64_t alive_ = 0;  // columns
 };
 
 }  // namespace bptt

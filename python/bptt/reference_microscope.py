@@ -216,13 +216,16 @@ def graded_qr(d: Array, e: Array, Q: Array) -> tuple[Array, Array, Array]:
 
     Gaussian elimination whose pivots are the largest in D Q gives D Q = M (D U), by rows of U: the multipliers M are at
     most 1, so their QR is harmless, and the spread stays in the pivots of D U, of which only logarithms are wanted.
-    Where units are there or not (relu), there is no spread, and rounding is told from what is small as elsewhere.
+    Slopes within 8 nats are multiplied in, so that rounding is told from what is small as elsewhere: relu kills.
     """
-    live = d != 0
-    if len(np.unique(np.frexp(d[live])[0])) <= 1 and len(np.unique(np.frexp(d[live])[1] + e[live])) <= 1:
-        Q1, r, numbers = gram_schmidt(live[:, None] * Q, np.abs(Q))
-        one = np.log(np.abs(d[live][:1])) + e[live][:1] * LN2
-        return Q1, np.log(r) + one, numbers
+    log_d = np.log(np.abs(d), out=np.full(len(d), -np.inf), where=d != 0) + e * LN2
+    live = log_d > -np.inf
+    top = log_d.max()
+    if (log_d[live] >= top - 8).all():
+        D = np.zeros((len(d), 1))
+        D[live, 0] = np.exp(log_d[live] - top)
+        Q1, r, numbers = gram_schmidt(D * Q)
+        return Q1, np.log(r) + top, numbers
     U = d[:, None] * Q
     M = np.zeros_like(U)
     log_pivots = np.zeros(Q.shape[1])
