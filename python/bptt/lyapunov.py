@@ -135,11 +135,11 @@ def lyapunov_spectrum(
     numerical rank of W_R, whatever the units of its rows and columns are. A product that vanishes after several steps
     only (a nilpotent matrix in a general basis) is, in float64, one of small numbers.
 
-    The largest exponent is right whatever the others are: its direction is carried alone too. Of the others a single
-    step whose rates spread over more than 36 nats (e^-36 is eps) leaves no digit where something cancels in W_R. Where
-    all of it does (minors that are exactly zero, as of sparse, triangular or integer matrices) and units are saturated,
-    they may be off by nats, finite where they should be -inf, or the reverse; their sum is off by less. Numbers below
-    2.2e-308 count as 0.
+    The largest exponent is right whatever the others are: its direction is carried alone too. Of the others, where
+    something cancels in W_R, a step whose rates spread over s nats leaves what is right to eps e^s, and from 36 nats on
+    no digit. Where all of it does (minors that are exactly zero, as of matrices with equal columns, sparse, triangular
+    or integer ones) and units are saturated, they may be off by nats, finite where they should be -inf, or the reverse;
+    their sum is off by less. Numbers below 2.2e-308 count as 0.
 
     Examples
     --------
