@@ -63,7 +63,7 @@ def test_sum_rule_at_every_size(kernel, n):
         Q, log_r = basis(n, n), np.empty(n)
         logs.append(np.zeros(n))
         for i in range(0, steps, piece):
-            kernel.grow(W, log_d[i : i + piece], Q, log_r, 1)
+            kernel.grow(W, log_d[i : i + piece], Q, log_r, False, 1)
             logs[-1] += log_r
             np.testing.assert_allclose(Q[:, :n] @ Q[:, :n].T, np.eye(n), rtol=0, atol=1e-13)
         assert abs(logs[-1].sum() - wanted) < 1e-11 * np.abs(log_d).sum()
@@ -141,7 +141,7 @@ def basis(n, k, seed=0):
 
 def grown(kernel, matrices, log_d, k, threads=1):
     Q, log_r = basis(matrices.shape[-1], k), np.empty(k)
-    kernel.grow(matrices, log_d, Q, log_r, threads)
+    kernel.grow(matrices, log_d, Q, log_r, False, threads)
     return log_r, Q
 
 
@@ -339,6 +339,9 @@ def test_as_many_directions_live_as_the_rank_of_a_product_is(level, activation, 
             product = (W.astype(object) * np.where(h > 0, 100, off)) @ product
         exponents = bptt.lyapunov_spectrum(rnn, trajectory).exponents
         assert np.isfinite(exponents).sum() == rank_modulo(product), f"seed {seed}"
+        k = max(1, n - 1)
+        first = bptt.lyapunov_spectrum(rnn, trajectory, k=k).exponents
+        np.testing.assert_array_equal(np.isfinite(first), np.isfinite(exponents[:k]), f"seed {seed}")
 
 
 @pytest.mark.parametrize("N", [[[3, -9], [1, -3]], [[6, -9], [4, -6]], [[10, -20], [5, -10]], [[0, 1], [0, 0]]])
@@ -415,8 +418,8 @@ def test_the_first_exponents_are_those_of_the_whole_spectrum(kernel, chaotic):
     Q, log_r = basis(8, 8), np.empty(8)
     first, log_r_first = zero_rows(3, 8), np.empty(3)
     first[:] = Q[:3]
-    kernel.grow(rnn.W_R, log_slopes(trajectory), Q, log_r, 1)
-    kernel.grow(rnn.W_R, log_slopes(trajectory), first, log_r_first, 1)
+    kernel.grow(rnn.W_R, log_slopes(trajectory), Q, log_r, False, 1)
+    kernel.grow(rnn.W_R, log_slopes(trajectory), first, log_r_first, False, 1)
     np.testing.assert_allclose(log_r_first, log_r[:3], rtol=0, atol=1e-8)
 
 

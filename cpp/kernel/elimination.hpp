@@ -34,8 +34,8 @@ inline void multiply(double u, double* x, std::int64_t length) {
 // however far the weights are apart.
 class Elimination {
  public:
-  // alive: columns of the first A that are not zero
-  Elimination(int n, std::int64_t columns, std::int64_t alive, int threads)
+  // deaths: whether rounding is to be told from what is small, although weights differ
+  Elimination(int n, std::int64_t columns, bool deaths, int threads)
       : rounding_(4 * n * std::numeric_limits<double>::epsilon()),
         length_(row_length<double>(n)),
         row_sizes_(length_),
@@ -44,7 +44,7 @@ class Elimination {
         pivots_(std::size_t(columns)),
         logs_(std::size_t(columns)),
         dealt_(std::size_t((columns + panel_width - 1) / panel_width)),
-        alive_(alive) {
+        most_uneven_(deaths ? 8 : 0) {
     for (int i = 0; i < threads; ++i)
       own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(length_), 0});
   }
@@ -57,9 +57,7 @@ class Elimination {
   void operator()(Team& team, int rank, Rows<double> A, const double* weights, const double* summed = nullptr) {
     Own& own = own_[std::size_t(rank)];
     double shift = 0;
-    // Where directions have died, more may, and rounding is to be told from what is small. (Of a regular matrix and
-    // slopes that are not 0 none does.) Where rows are there or not, as of relu, it costs nothing.
-    if (weights && !graded_ && even(weights, alive_ < A.count ? most_uneven : 0, shift)) {
+    if (weights && !graded_ && even(weights, shift)) {
       each_own_tile(A.count, team, rank, [&](std::int64_t begin, std::int64_t columns) {
         for (std::int64_t j = begin; j < begin + columns; ++j) scale_rows(A[j], weights, shift);
       });
@@ -97,11 +95,11 @@ class Elimination {
     });
   }
 
-  // log |pivot| of column j. -inf: the column is dead, exactly or (where weights do not differ) within rounding in the
-  // span of those before it, and zero in M.
+  // log |pivot| of column j. -inf: the column is dead, exactly or (unless graded) within rounding in the span of those
+  // before it, and zero in M.
   double log_pivot(std::int64_t j) const { return logs_[std::size_t(j)]; }
 
-  // Whether weights have differed: rounding is not told from what is small then.
+  // Whether there were weights too far apart to be multiplied in: rounding is not told from what is small then.
   bool graded() const { return graded_; }
 
   // Columns that are not dead.
@@ -121,13 +119,11 @@ class Elimination {
     double largest = 0;
   };
 
-  // Nats that weights may be apart to be multiplied in: rounding is told from what is less to eps e^8.
-  static constexpr double most_uneven = 8;
-
-  // Whether all weights but those of -inf lie so close below the largest.
-  bool even(const double* weights, double apart, double& largest) const {
+  // Whether weights are so close below the largest, but for those of -inf, that they can be multiplied in.
+  bool even(const double* weights, double& largest) const {
     largest = *std::max_element(weights, weights + length_);
-    return std::all_of(weights, weights + length_, [&](double w) { return w >= largest - apart || w == -infinity; });
+    const double least = largest - most_uneven_;
+    return std::all_of(weights, weights + length_, [=](double w) { return w >= least || w == -infinity; });
   }
 
   void scale_rows(double* column, const double* weights, double largest) const {
@@ -327,10 +323,11 @@ class Elimination {
   std::vector<int> pivots_;  // the row of each column's; -1: it is dead
   std::vector<double> logs_;
   std::vector<std::atomic<std::int64_t>> dealt_;  // tiles beyond each panel that someone has taken
-  std::int64_t alive_;                            // columns
-  double largest_ = 0;                            // number of A
-  double least_ = infinity;                       // pivot
-  double shift_ = 0;                              // the weight that was taken out of all
+  double most_uneven_;       // nats that weights may be apart: of relu, whose rows are there or not, 0
+  std::int64_t alive_ = 0;   // columns
+  double largest_ = 0;       // number of A
+  double least_ = infinity;  // pivot
+  double shift_ = 0;         // the weight that was taken out of all
   bool graded_ = false;
 };
 

@@ -61,13 +61,6 @@ double sum_moduli(const double* row, const double* x, int n) {
   return sum;
 }
 
-std::int64_t count_alive(Rows<double> Q) {
-  std::int64_t alive = 0;
-  for (std::int64_t j = 0; j < Q.count; ++j)
-    alive += std::any_of(Q[j], Q[j] + Q.stride, [](double q) { return q != 0; });
-  return alive;
-}
-
 // What the threads of one call share.
 class Growth {
  public:
@@ -76,7 +69,7 @@ class Growth {
         Q_(Q),
         log_r_(log_r),
         W_(J.n, J.n),
-        eliminate_(J.n, Q.count, count_alive(Q), threads),
+        eliminate_(J.n, Q.count, J.singular, threads),
         other_(Q.count * Q.stride),
         scaled_(Q.count * Q.stride),
         summed_(Q.stride) {

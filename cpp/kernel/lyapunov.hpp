@@ -22,6 +22,7 @@ struct StepJacobians {
   const double* matrices;  // (n, n), or (steps, n, n)
   bool one_each;
   const double* log_d;  // (steps, n), -inf where d is 0; null: d is 1
+  bool singular;        // whether directions may die of the matrix that is there for all steps
 };
 
 // Replaces Q by Q' and writes log diag R.

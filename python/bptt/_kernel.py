@@ -286,6 +286,7 @@ class Kernel(Protocol):
         log_d: Array | None,  # (L, n): J_t is matrix diag(exp(log_d_t)); None: the matrices alone, one for each step
         Q: Array,  # (k, ld), 0 beyond n: a basis, its columns as rows, orthonormal or 0 (becomes that of J_L ... J_1 Q)
         log_r: Array,  # (k,) (written): log diag R; -inf for a direction that is dead, whose row of Q becomes 0
+        singular: bool,  # whether directions may die though none of log_d is -inf
         threads: int,
     ) -> None:
         """Carry a basis along a trajectory."""

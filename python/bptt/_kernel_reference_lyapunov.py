@@ -9,7 +9,7 @@ from bptt.reference import LN2
 from bptt.reference_microscope import Chain, chain_of_jacobians, graded_qr, gram_schmidt
 
 
-def grow(matrices: Array, log_d: Array | None, Q: Array, log_r: Array, threads: int) -> None:
+def grow(matrices: Array, log_d: Array | None, Q: Array, log_r: Array, singular: bool, threads: int) -> None:
     n = matrices.shape[-1]
     chain = chain_of_jacobians(matrices) if log_d is None else _chain(matrices, log_d)
     alive = np.flatnonzero(Q.any(axis=1))

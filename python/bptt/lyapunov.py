@@ -25,9 +25,7 @@ _FLOAT64 = np.dtype(np.float64)
 _WINDOWS = 256  # by default, at least where there are so many steps
 _BATCHES = 32  # at most: of 10 to 30, more gain little (Schmeiser 1982)
 _FLOP = 2_000_000_000  # of one piece: some tens of milliseconds, after which Ctrl-C is heard
-_FAR = (
-    20  # factors of 2: a column of W_R so far below the largest is scaled together with its slope, which knows no end
-)
+_FAR = 20  # factors of 2, by which a column of W_R is so small that its scale is given to its slopes: these know no end
 _BYTES = 16 << 20  # of the Jacobians that are looked at together
 
 
@@ -186,10 +184,10 @@ def lyapunov_spectrum(
         total, log_r, alone = np.zeros(k), np.empty(k), np.zeros(1)
         for first in range(begin, end, piece):
             matrices, log_d = steps.between(first, min(first + piece, end))
-            kernel.grow(matrices, log_d, Q, log_r, team)
+            kernel.grow(matrices, log_d, Q, log_r, steps.rank < n, team)
             total += log_r
             if k > 1:
-                kernel.grow(matrices, log_d, leading, log_r[:1], team)
+                kernel.grow(matrices, log_d, leading, log_r[:1], steps.rank < n, team)
                 alone += log_r[:1]
             if tick:
                 tick(min(piece, end - first))
