@@ -31,8 +31,8 @@ struct Matrix {
   double& at(int i, int j) { return columns[std::size_t(j * length + i)]; }
 
   // Returns the logarithms of the pivots.
-  std::vector<double> eliminate(int threads, bool weighted) {
-    Elimination elimination(n, k, threads);
+  std::vector<double> eliminate(int threads, bool weighted, bool deaths = false) {
+    Elimination elimination(n, k, deaths, threads);
     Team::run(threads,
               [&](Team& team, int rank) { elimination(team, rank, rows(), weighted ? weights.data() : nullptr); });
     std::vector<double> logs;
@@ -124,6 +124,10 @@ TEST_CASE("columns in the span of those before are dead, and zero") {
     B.weights[0] = -INFINITY;  // a row that counts as 0: one column fewer
     const auto weighted = B.eliminate(1, true);
     for (int j = 0; j < n; ++j) CHECK((weighted[std::size_t(j)] == -INFINITY) == (j == n - 1));
+    Matrix C(n, n, 0.5);  // weights that differ little
+    for (int i = 0; i < n; ++i) C.at(i, n - 1) = 3 * C.at(i, 0);
+    const auto uneven = C.eliminate(1, true, true);
+    for (int j = 0; j < n; ++j) CHECK((uneven[std::size_t(j)] == -INFINITY) == (j == n - 1));
   }
 }
 
@@ -136,6 +140,9 @@ TEST_CASE("the number of threads changes no bit of an elimination, nor of a basi
         Matrix shared(n, n, 3);
         CHECK(shared.eliminate(threads, weighted) == logs);
         CHECK(shared.columns == alone.columns);
+        Matrix one(n, n, 0.5), more(n, n, 0.5);
+        CHECK(more.eliminate(threads, weighted, true) == one.eliminate(1, weighted, true));
+        CHECK(more.columns == one.columns);
       }
     }
   const int n = 72, steps = 20;
@@ -145,7 +152,7 @@ TEST_CASE("the number of threads changes no bit of an elimination, nor of a basi
     for (int j = 0; j < n; ++j) matrix.push_back(W.at(i, j));
   for (int t = 0; t < steps; ++t)
     for (int i = 0; i < n; ++i) log_d.push_back(-std::abs(slopes.at(i, t)));
-  const StepJacobians J{n, steps, matrix.data(), false, log_d.data()};
+  const StepJacobians J{n, steps, matrix.data(), false, log_d.data(), false};
   std::vector<double> one;
   for (const int threads : {1, 2, 3}) {
     Matrix Q(n, n, 0);
