@@ -9,6 +9,7 @@ from bptt import reference
 from bptt.network import WEIGHTS
 
 ACTIVATIONS = ("identity", "tanh", "logistic", "relu", "leaky_relu", "elu", "softplus", "softsign")
+CURVED = tuple(activation for activation in ACTIVATIONS if activation not in ("identity", "relu"))
 STATES = ("activation", "preactivation")  # forms and readouts have the same two names
 PARTS = (*WEIGHTS, "initial", "x")
 

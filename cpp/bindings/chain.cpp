@@ -36,8 +36,8 @@ Bundles bundles(const py::tuple& t, int n) {
           data<std::int64_t>(exponents, "exponents")};
 }
 
-std::int64_t advance(const py::tuple& f, const py::tuple& b, const Optional& norms, const Optional& offsets,
-                     const Optional& leads, int threads) {
+void advance(const py::tuple& f, const py::tuple& b, const Optional& norms, const Optional& offsets,
+             const Optional& leads, int threads) {
   const auto chain = factors(f);
   const auto moved = bundles(b, chain.n);
   const Norms record{data<double>(norms, "norms", moved.count * moved.lags),
@@ -45,17 +45,17 @@ std::int64_t advance(const py::tuple& f, const py::tuple& b, const Optional& nor
                      rows<double>(leads, "leads", chain.n, moved.count)};
   if (record.leads && moved.height > chain.n) throw py::value_error("spectral norms are of bundles of at most n rows");
   const py::gil_scoped_release release;
-  return bptt::advance(chain, moved, record, threads);
+  bptt::advance(chain, moved, record, threads);
 }
 
-std::int64_t accumulate(const py::tuple& f, const py::tuple& b, const Array& a, const Array& gradients, int threads) {
+void accumulate(const py::tuple& f, const py::tuple& b, const Array& a, const Array& gradients, int threads) {
   const auto chain = factors(f);
   const auto moved = bundles(b, chain.n);
   const auto before = rows<const double>(a, "a", chain.n, chain.count);
   auto* sums = data<double>(gradients, "gradients", moved.count * chain.n * chain.n);
   if (moved.height != 1) throw py::value_error("gradients are of bundles of one row");
   const py::gil_scoped_release release;
-  return bptt::accumulate(chain, moved, before, sums, threads);
+  bptt::accumulate(chain, moved, before, sums, threads);
 }
 
 }  // namespace

@@ -113,9 +113,6 @@ class Walk {
     }
   }
 
-  // Not finite: no norm means anything.
-  std::int64_t bad() const { return bad_; }
-
   // Calls after(block, team, rank) on each thread when all have moved through a block.
   template <class After>
   void run(int threads, After&& after) {
@@ -148,11 +145,8 @@ class Walk {
     for (std::int64_t j = rank; j < std::ssize(packed_) && j < block.count; j += threads) {
       const double* from = factors_.matrices + (factors_.share_one() ? 0 : (block.top - j - factors_.first) * numbers);
       const double largest = largest_modulus(from, numbers);
-      int exponent = 0;
-      if (!std::isfinite(largest))
-        bad_ = block.top - j;
-      else if (largest > 0)
-        exponent = std::clamp(std::ilogb(largest) + 1, -1022, 1022);  // 2^1022 and 2^-1022 are normal numbers
+      // 2^1022 and 2^-1022 are normal numbers.
+      const int exponent = largest > 0 ? std::clamp(std::ilogb(largest), -1023, 1021) + 1 : 0;
       PackedMatrix<double>& matrix = packed_[std::size_t(j)];
       matrix.pack(from, 1, n, {0, matrix.panels()}, std::ldexp(1.0, -exponent));
       shifts_[std::size_t(j)] = exponent;
@@ -225,7 +219,6 @@ class Walk {
   std::vector<int> shifts_;
   std::vector<char> wild_;
   std::atomic<std::int64_t> dealt_ = 0;  // tiles of this block
-  std::atomic<std::int64_t> bad_ = -1;
 };
 
 // Writes the log norms of a block: square_of(s, j) is the square of bundle s's norm after the j-th factor.
@@ -243,7 +236,7 @@ void record(const Factors& factors, const Bundles& bundles, const Norms& norms, 
 
 }  // namespace
 
-std::int64_t advance(const Factors& factors, const Bundles& bundles, const Norms& norms, int threads) {
+void advance(const Factors& factors, const Bundles& bundles, const Norms& norms, int threads) {
   const bool spectral = bool(norms.leads);
   Walk walk(factors, bundles, spectral);
   const std::int64_t length = row_length<double>(factors.n);
@@ -272,11 +265,9 @@ std::int64_t advance(const Factors& factors, const Bundles& bundles, const Norms
     team.barrier();
     if (rank == 0) std::copy_n(next.data(), bundles.count * length, leads.data);
   });
-  return walk.bad();
 }
 
-std::int64_t accumulate(const Factors& factors, const Bundles& bundles, Rows<const double> a, double* gradients,
-                        int threads) {
+void accumulate(const Factors& factors, const Bundles& bundles, Rows<const double> a, double* gradients, int threads) {
   Walk walk(factors, bundles, true);
   const std::int64_t n = factors.n, length = row_length<double>(factors.n);
   std::vector<Buffer<double>> rows;
@@ -302,7 +293,6 @@ std::int64_t accumulate(const Factors& factors, const Bundles& bundles, Rows<con
         outer_sum(v + i * tile::outer_height, length, i, of_a, end - first, Sum{gradients + s * n * n, n, n, n});
     }
   });
-  return walk.bad();
 }
 
 }  // namespace bptt

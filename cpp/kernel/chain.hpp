@@ -39,13 +39,11 @@ struct Norms {
                        // start from, such as were left by the factor before; moved
 };
 
-// Moves the bundles through the factors, last factor first. Returns -1, or a k whose matrix is not finite: then what
-// was written means nothing.
-std::int64_t advance(const Factors& factors, const Bundles& bundles, const Norms& norms, int threads);
+// Moves the bundles through the factors, which are finite, last factor first.
+void advance(const Factors& factors, const Bundles& bundles, const Norms& norms, int threads);
 
 // The same for bundles of height 1, and gradients[s] += sum_k v_k^T a_{k-1}^T, v_k the row after M_k.
 //   a: (factors.count) a_{k-1} for each factor;  gradients: (count, n, n)
-std::int64_t accumulate(const Factors& factors, const Bundles& bundles, Rows<const double> a, double* gradients,
-                        int threads);
+void accumulate(const Factors& factors, const Bundles& bundles, Rows<const double> a, double* gradients, int threads);
 
 }  // namespace bptt

@@ -30,21 +30,22 @@ inline void multiply(double u, double* x, std::int64_t length) {
 // U the logarithms of the pivots remain.
 //
 // Rows are not exchanged: a column of M has 1 in the row of its pivot, 0 in the rows of the pivots before it, and no
-// number above 1.07 elsewhere. The weights never enter what is summed: pivots are as exact as those of A itself,
-// however far the weights are apart.
+// number above 1.07 elsewhere. Weights that are far apart never enter what is summed: pivots are as exact as those of A
+// itself. But then a number that is small may weigh much, and cannot be taken for rounding. Where a column may die of
+// rounding, weights that are near one another are therefore multiplied into A first.
 class Elimination {
  public:
-  // deaths: whether rounding is to be told from what is small, although weights differ
-  Elimination(int n, std::int64_t columns, bool deaths, int threads)
+  // singular: whether columns may die of rounding although no weight is -inf
+  Elimination(int n, std::int64_t columns, bool singular, int threads)
       : rounding_(4 * n * std::numeric_limits<double>::epsilon()),
         length_(row_length<double>(n)),
         row_sizes_(length_),
-        factors_(columns * row_length<double>(columns + panel_width)),
-        U_{factors_.data(), columns, row_length<double>(columns + panel_width)},
+        U_storage_(columns * row_length<double>(columns + panel_width)),
+        U_{U_storage_.data(), columns, row_length<double>(columns + panel_width)},
         pivots_(std::size_t(columns)),
         logs_(std::size_t(columns)),
         dealt_(std::size_t((columns + panel_width - 1) / panel_width)),
-        most_uneven_(deaths ? 8 : 0) {
+        most_uneven_(singular ? 8 : 0) {
     for (int i = 0; i < threads; ++i)
       own_.push_back({PackedMatrix<double>(n, panel_width), Buffer<double>(length_), 0});
   }
@@ -171,7 +172,7 @@ class Elimination {
       if (p >= 0) subtract(u[i], A[i], column, length_);
     }
     int p = weights ? heaviest(column, weights) : largest(column);
-    if (p >= 0 && !graded_ && faint(column, p)) p = largest(column, magnified(j));
+    if (p >= 0 && !graded_ && faint(column, p)) p = largest(column, subtracted(j));
     pivots_[std::size_t(j)] = p;
     u[j] = p < 0 ? 1 : column[p];
     if (p < 0) {
@@ -187,9 +188,9 @@ class Elimination {
     column[p] = 1;
   }
 
-  // The rounding of the columns before one, as it comes into what is left of it: in rows' sizes, and at most.
-  struct Magnified {
-    double sizes = 0, most = 0;
+  // What was subtracted from a column, in each of its rows: `columns` times the row's size, and no more than `most`.
+  struct Subtracted {
+    double columns, most;
   };
 
   // Whether a column with its largest number in row p has nothing left that is far above rounding.
@@ -201,9 +202,9 @@ class Elimination {
     return true;
   }
 
-  // Column j is the sum of c times those before it, and a rest: c = U^-1 u.
-  Magnified magnified(std::int64_t j) const {
-    Magnified sum;
+  // Column j is the sum of c times those before it, and a rest: c = U^-1 u. All zero where that is beyond float64.
+  Subtracted subtracted(std::int64_t j) const {
+    Subtracted sum{};
     std::vector<double> c(U_[j], U_[j] + j);
     for (std::int64_t i = j; i-- > 0;) {
       const double* const u = U_[i];
@@ -214,30 +215,20 @@ class Elimination {
         size = std::max(size, std::fabs(u[l]));
       }
       if (pivots_[std::size_t(i)] >= 0) size = std::max(size, std::fabs(u[i]));
-      sum.sizes += std::fabs(c[std::size_t(i)]);
+      sum.columns += std::fabs(c[std::size_t(i)]);
       sum.most += std::fabs(c[std::size_t(i)]) * size;
     }
-    return sum.most < infinity ? sum : Magnified{};
+    return sum.most < infinity ? sum : Subtracted{};
   }
 
   // The row of the largest number, -1 if there is none. What is 4 n eps of its row or less, or of what was subtracted
   // from it, is the rounding of a sum that should be zero, and becomes it.
-  int largest(double* column) const {
-    return largest_of(column, [this](std::int64_t i) { return load(row_sizes_.data() + i); });
-  }
-
-  int largest(double* column, Magnified before) const {
-    return largest_of(column, [=, this](std::int64_t i) {
-      const Vector<double> size = load(row_sizes_.data() + i), subtracted = size * before.sizes;
-      return size + select<double>(subtracted < before.most, subtracted, broadcast(before.most));
-    });
-  }
-
-  template <class Sum>
-  int largest_of(double* column, Sum sum) const {
+  int largest(double* column, Subtracted before = {}) const {
     return find_largest(0, [=, this](std::int64_t i) {
+      const Vector<double> size = load(row_sizes_.data() + i), sum = size * before.columns;
+      const Vector<double> summed = size + select<double>(sum < before.most, sum, broadcast(before.most));
       Vector<double> x = load(column + i);
-      x = select<double>(abs<double>(x) > sum(i) * rounding_, x, Vector<double>{});
+      x = select<double>(abs<double>(x) > summed * rounding_, x, Vector<double>{});
       store(column + i, x);
       return abs<double>(x);
     });
@@ -304,8 +295,8 @@ class Elimination {
   void weigh(double* column, int pivot, const double* weights) const {
     if (pivot < 0) return;
     for (std::int64_t i = 0; i < length_; i += lanes<double>) {
-      const Vector<double> x =
-          load(column + i);  // 0 in the rows of earlier pivots, where the other factor may be infinite
+      // 0 in the rows of earlier pivots, where the other factor may be infinite.
+      const Vector<double> x = load(column + i);
       store(column + i, select<double>(x == 0.0, x, x * exp<double>(load(weights + i) - weights[pivot])));
     }
     column[pivot] = 1;
@@ -318,12 +309,12 @@ class Elimination {
   std::vector<Own> own_;
   Buffer<double> row_sizes_;                                          // the largest number of each row of A
   alignas(row_bytes) double triangles_[2][panel_width][panel_width];  // of this panel and the next
-  Buffer<double> factors_;
+  Buffer<double> U_storage_;
   Rows<double> U_;           // a column a row; 1 for the pivot of a dead one
   std::vector<int> pivots_;  // the row of each column's; -1: it is dead
   std::vector<double> logs_;
   std::vector<std::atomic<std::int64_t>> dealt_;  // tiles beyond each panel that someone has taken
-  double most_uneven_;       // nats that weights may be apart: of relu, whose rows are there or not, 0
+  double most_uneven_;       // nats that weights multiplied in are apart; 0: all equal, as relu's are
   std::int64_t alive_ = 0;   // columns
   double largest_ = 0;       // number of A
   double least_ = infinity;  // pivot

@@ -83,7 +83,7 @@ TEST_CASE("rows meet the factors of their own window, and no others") {
     Problem p(n, 12, {0, 3, 3, 7, 12}, 1, 5);
     std::vector<std::vector<double>> begin;
     for (std::int64_t s = 0; s < 5; ++s) begin.emplace_back(p.rows.rows()[s], p.rows.rows()[s] + n);
-    CHECK(advance(p.factors(), p.bundles(), p.norms(false), 2) == -1);
+    advance(p.factors(), p.bundles(), p.norms(false), 2);
     for (std::int64_t s = 0; s < 5; ++s)
       for (std::int64_t lag = 0; lag < p.lags; ++lag) {
         const double got = p.logs[s * p.lags + lag];
@@ -152,17 +152,13 @@ TEST_CASE("slopes below float64 come with exponents") {
     CHECK(scaled.logs[lag] == doctest::Approx(p.logs[lag] - (lag >= 3 ? 70000 * std::log(2.0) : 0)).epsilon(1e-14));
 }
 
-TEST_CASE("a matrix that is not finite is named") {
+TEST_CASE("a chain of factors that are all there") {
   Problem p(5, 8, {8}, 5, 9);
-  std::vector<double> matrices(8 * 25, 1.0);
-  Factors f{5, 100, 8, matrices.data(), {}, {}};
+  const std::vector<double> matrices(8 * 25, 1.0);
+  const Factors f{5, 100, 8, matrices.data(), {}, {}};
   p.stops = {108};
-  CHECK(advance(f, p.bundles(), p.norms(false), 2) == -1);
+  advance(f, p.bundles(), p.norms(false), 2);
   CHECK(p.logs[8] == doctest::Approx(8 * std::log(5.0)));
-  matrices[3 * 25 + 7] = std::numeric_limits<double>::quiet_NaN();
-  CHECK(advance(f, p.bundles(), p.norms(false), 2) == 103);
-  matrices[3 * 25 + 7] = -std::numeric_limits<double>::infinity();
-  CHECK(advance(f, p.bundles(), p.norms(false), 2) == 103);
 }
 
 TEST_CASE("gradients are the sums of outer products along the way") {
@@ -179,7 +175,7 @@ TEST_CASE("gradients are the sums of outer products along the way") {
         for (int i = 0; i < n; ++i)
           for (int j = 0; j < n; ++j) expected[(s * n + i) * n + j] += v[i] * a.rows()[p.stops[s] - lag][j];
       }
-    CHECK(accumulate(p.factors(), p.bundles(), a.rows(), gradients.data(), 3) == -1);
+    accumulate(p.factors(), p.bundles(), a.rows(), gradients.data(), 3);
     for (std::size_t i = 0; i < gradients.size(); ++i)
       CHECK(gradients[i] == doctest::Approx(expected[i]).epsilon(1e-11));
   }

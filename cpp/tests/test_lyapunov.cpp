@@ -31,8 +31,8 @@ struct Matrix {
   double& at(int i, int j) { return columns[std::size_t(j * length + i)]; }
 
   // Returns the logarithms of the pivots.
-  std::vector<double> eliminate(int threads, bool weighted, bool deaths = false) {
-    Elimination elimination(n, k, deaths, threads);
+  std::vector<double> eliminate(int threads, bool weighted, bool singular = false) {
+    Elimination elimination(n, k, singular, threads);
     Team::run(threads,
               [&](Team& team, int rank) { elimination(team, rank, rows(), weighted ? weights.data() : nullptr); });
     std::vector<double> logs;

@@ -52,6 +52,7 @@ def network(rnn: Any, *, readout: bool = False, instead: str = "") -> None:
 
 
 def finite_recurrence(rnn: RNN) -> None:
+    """Raise unless W_R, the matrix of every chain, is finite."""
     if not np.isfinite(rnn.W_R).all():
         raise ValueError("rnn must have finite weights W_R")
 

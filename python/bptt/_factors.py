@@ -35,10 +35,6 @@ class Chain(Protocol):
 
     def factors(self, first: int, end: int) -> Factors: ...
 
-    def not_finite(self, k: int) -> str:
-        """What to say of a matrix that is not finite."""
-        ...
-
 
 class NetworkChain:
     """M_k = W_R D_k, in float64 whatever the network's dtype, D_k from h_k."""
@@ -90,9 +86,6 @@ class NetworkChain:
         d, e = self.slopes(t)
         return normalised(mantissas * d, powers if e is None else powers + e)
 
-    def not_finite(self, k: int) -> str:
-        return "rnn must have finite weights W_R"
-
 
 class JacobianChain:
     """M_k as given: the step Jacobians of any cell."""
@@ -100,7 +93,7 @@ class JacobianChain:
     least = 0
 
     def __init__(self, jacobians: Any, name: str = "jacobians") -> None:
-        self._M, self._name = numbers(name, jacobians), name
+        self._M = numbers(name, jacobians)
         sizes = self._M.shape
         if len(sizes) != 3 or sizes[1] != sizes[2] or not sizes[1]:
             raise ValueError(f"{name} must have shape (T, n, n) with n >= 1; got {sizes}")
@@ -109,13 +102,10 @@ class JacobianChain:
         for begin in range(0, self.steps, together):
             finite = np.isfinite(self._M[begin : begin + together]).all(axis=(1, 2))
             if not finite.all():
-                raise ValueError(self.not_finite(begin + int(np.argmin(finite))))
+                raise ValueError(f"{name} must be finite; {name}[{begin + int(np.argmin(finite))}] is not")
 
     def factors(self, first: int, end: int) -> Factors:
         return Factors(contiguous(self._M[first:end], _FLOAT64), None, None, first)
-
-    def not_finite(self, k: int) -> str:
-        return f"{self._name} must be finite; {self._name}[{k}] is not"
 
 
 def network_chain(rnn: Any, trajectory: Any, instead: str = "") -> NetworkChain:

@@ -240,8 +240,8 @@ class Kernel(Protocol):
         leads: Array | None,  # (S, ld), 0 beyond n: None means Frobenius norms, else spectral, of at most n rows:
         #                       directions near the first left singular vectors, any to begin with (moved)
         threads: int,
-    ) -> int:
-        """Move the bundles through the factors, the last first. Returns -1, or a k whose matrix is not finite."""
+    ) -> None:
+        """Move the bundles through the factors, which are finite, the last first."""
         ...
 
     def accumulate(
@@ -251,8 +251,8 @@ class Kernel(Protocol):
         a: Array,  # (L, ld): a_{k-1}
         gradients: Array,  # (S, n, n): added to, the outer product of the row after M_k and a_{k-1}
         threads: int,
-    ) -> int:
-        """Move the bundles as `advance` does, and gather the gradients they make. Returns as `advance` does."""
+    ) -> None:
+        """Move the bundles as `advance` does, and gather the gradients they make."""
         ...
 
     def jacobian_by_chain(

@@ -15,9 +15,7 @@ LEAST = np.iinfo(np.int64).min // 2  # an exponent below all others
 
 def advance(
     factors: Factors, bundles: Bundles, norms: Array | None, offsets: Array | None, leads: Array | None, threads: int
-) -> int:
-    if (bad := _not_finite(factors)) >= 0:
-        return bad
+) -> None:
     n = factors.matrices.shape[-1]
     for k, moving in _walk(factors, bundles):
         if norms is None:
@@ -30,12 +28,9 @@ def advance(
             norm = np.linalg.norm(matrix, None if leads is None else 2)
             offset = 0.0 if offsets is None else offsets[k - factors.first]
             norms[s, bundles.stops[s] - k] = np.log(norm) + top * LN2 + offset if norm != 0 else -np.inf
-    return -1
 
 
-def accumulate(factors: Factors, bundles: Bundles, a: Array, gradients: Array, threads: int) -> int:
-    if (bad := _not_finite(factors)) >= 0:
-        return bad
+def accumulate(factors: Factors, bundles: Bundles, a: Array, gradients: Array, threads: int) -> None:
     n = factors.matrices.shape[-1]
     with np.errstate(over="ignore", invalid="ignore"):
         for k, moving in _walk(factors, bundles):
@@ -44,7 +39,6 @@ def accumulate(factors: Factors, bundles: Bundles, a: Array, gradients: Array, t
                 continue
             v = np.ldexp(bundles.rows[moving, :n], np.clip(bundles.exponents[moving], -5000, 5000)[:, None])
             gradients[moving] += v[:, :, None] * before
-    return -1
 
 
 def _walk(factors: Factors, bundles: Bundles) -> Iterator[tuple[int, Array]]:
@@ -78,11 +72,3 @@ def _rows(bundles: Bundles, s: int) -> slice:
 def _scaled(matrix: Array) -> tuple[Array, int]:
     exponent = int(np.frexp(np.abs(matrix).max())[1])
     return np.ldexp(matrix, -exponent), exponent
-
-
-def _not_finite(factors: Factors) -> int:
-    """A k whose matrix is not finite, or -1."""
-    if factors.d is not None:
-        return -1 if np.isfinite(factors.matrices).all() else factors.first
-    bad = np.flatnonzero(~np.isfinite(factors.matrices).all(axis=(1, 2)))
-    return factors.first + int(bad[0]) if bad.size else -1

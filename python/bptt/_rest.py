@@ -7,7 +7,6 @@ of 8 of them is below 1/30 of P's Frobenius norm with a probability of at most (
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -77,8 +76,8 @@ def steps_that_matter(
     And how many of them float64 is needed for: after these the bound on float32's rounding, n 2^-24 times the sum of
     |P(k+1,t)| |W_R D_k| ⊗ |v_k^T|, is less than that too, and float32 holds the numbers.
 
-    P is P(k,t) of the first k (the largest) that is left; the pieces are a step, d and v of `Kernel.jacobian_by_chain`,
-    the latest steps first.
+    W is finite; P is P(k,t) of the first k (the largest) that is left; the pieces are a step, d and v of
+    `Kernel.jacobian_by_chain`, the latest steps first.
     """
     n = P.shape[1]
     exponent = int(np.frexp(np.abs(P).max())[1])
@@ -100,8 +99,7 @@ def steps_that_matter(
         slope = max(slope, d.max())
         logs = np.empty((PROBES, steps + 1))
         bundles = Bundles(np.full(PROBES, steps), steps + 1, rows, exponents)
-        if kernel.advance(Factors(W, slopes, None, 0), bundles, logs, None, None, threads) >= 0:
-            return sys.maxsize, sys.maxsize
+        kernel.advance(Factors(W, slopes, None, 0), bundles, logs, None, None, threads)
         logs[:, 0] = latest
         latest = logs[:, steps]
         most = logs[:, :steps].max(axis=0)

@@ -88,7 +88,7 @@ def product_chain(
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
     with meter(progress, lambda: t - k) as tick:
         for factors in walk(chain, bundles, k, tick):
-            _check(chain, kernel.advance(factors, bundles, None, None, None, team))
+            kernel.advance(factors, bundles, None, None, None, team)
     # Rows have exponents of their own; what is too small beside the largest number to fit float64 counts as zero.
     matrix = rows[:, : chain.n]
     top = int(exponents.max(where=matrix.any(axis=1), initial=0 if not matrix.any() else -(2**62)))
@@ -203,7 +203,7 @@ def chain_norms(
                 _one_chain(chain, bundles, norms[group], leads, team, tick)
             else:
                 for factors in walk(chain, bundles, chain.least, tick):
-                    _check(chain, _levels.kernel().advance(factors, bundles, norms[group], None, leads, team))
+                    _levels.kernel().advance(factors, bundles, norms[group], None, leads, team)
     return steps.given(norms)
 
 
@@ -216,7 +216,7 @@ def _one_chain(
 
     def advance(end: int) -> None:
         for factors in pieces(chain, end, k, len(bundles.rows), tick):
-            _check(chain, _levels.kernel().advance(factors, bundles, norms, None, leads, threads))
+            _levels.kernel().advance(factors, bundles, norms, None, leads, threads)
 
     while k > least:
         advance(goal := max(least, t - due))
@@ -297,7 +297,7 @@ def contributions(
             bundles = _row_vectors(chain, t, steps.lags, mantissas, exponents)
             for factors in walk(chain, bundles, 1, tick):
                 offsets = log_norms(_before(trajectory, _range(factors)))
-                _check(chain, kernel.advance(factors, bundles, own, offsets, None, team))
+                kernel.advance(factors, bundles, own, offsets, None, team)
     return steps.given(logs)
 
 
@@ -371,7 +371,7 @@ def per_step_gradients(
             for factors in walk(chain, bundles, 1, tick):
                 a = zero_rows(len(_range(factors)), n)
                 a[:, :n] = _before(trajectory, _range(factors))
-                _check(chain, kernel.accumulate(factors, bundles, a, own, team))
+                kernel.accumulate(factors, bundles, a, own, team)
     finite = np.isfinite(gradients).all(axis=(1, 2))
     if not finite.all():
         t = steps.t[int(np.argmin(finite))]
@@ -400,7 +400,7 @@ def _vector_norms(
     for group in steps.groups(most):
         bundles = _row_vectors(chain, steps.t[group], steps.lags, mantissas[group], exponents[group])
         for factors in walk(chain, bundles, chain.least, tick):
-            _check(chain, _levels.kernel().advance(factors, bundles, norms[group], None, None, threads))
+            _levels.kernel().advance(factors, bundles, norms[group], None, None, threads)
 
 
 def _with_errors(rnn: RNN, trajectory: Trajectory, y: Any, loss: Any, weights: Any) -> tuple[NetworkChain, Direct]:
@@ -424,8 +424,3 @@ def _range(factors: Factors) -> Array:
 def _before(trajectory: Trajectory, t: Array) -> Array:
     """a_{t-1}, in float64."""
     return np.asarray(trajectory._a[t - 1, : trajectory._n], np.float64)
-
-
-def _check(chain: Chain, k: int) -> None:
-    if k >= 0:
-        raise ValueError(chain.not_finite(k))

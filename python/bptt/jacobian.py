@@ -240,7 +240,7 @@ class _Run:
             assert v is not None
             tokens = v.ndim == 1  # most are not among the latest steps
             room = np.zeros(self.q) if tokens else rounding(own, self.W, d, v, sweep.kernel, sweep.threads)
-            if not np.isfinite(own.sum() + room.sum()):  # nothing can be left out
+            if not np.isfinite(own.sum() + room.sum() + self.W.sum()):  # nothing can be left out
                 room = None
             elif room.all():
                 rest = itertools.chain([latest], pieces)
