@@ -1,6 +1,7 @@
 """`bptt flow`."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -106,6 +107,7 @@ def test_what_an_npz_holds_beside_is_named_and_shapes_are_the_files(tmp_path):
         (("--text", "short.txt"), "the text must have at least 4 characters, 3 steps with their targets; it has 2"),
         (("--npz", "words.npz"), "lengths in words.npz must hold integers; got <U4"),
         (("--text", "fox.txt", "--figure", "none/flow.png"), "none: cannot write here"),
+        (("--text", "fox.txt", "--figure", "taken.png"), "--figure must name a file; taken.png is a directory"),
     ],
 )
 def test_wrong_usage_is_one_line(model, monkeypatch, arguments, message):
@@ -115,8 +117,26 @@ def test_wrong_usage_is_one_line(model, monkeypatch, arguments, message):
     np.savez("scalar.npz", x=3.0)
     np.savez("classes.npz", x=np.zeros((9, 2), int), y=np.zeros((9, 2)))
     (model.parent / "short.txt").write_text("th")
+    (model.parent / "taken.png").mkdir()
     np.savez("words.npz", x=np.zeros((9, 2), int), lengths=["nine", "five"])
     result = run(model.name, *arguments, code=2)
     assert result.stdout == ""
     assert re.fullmatch(r"bptt: [^\n]+\n", result.stderr)
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("kind", [".png", ".pdf", ".svg"])
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(model, monkeypatch, kind):
+    monkeypatch.chdir(model.parent)
+    figure = model.parent / f"flow{kind}"
+    arguments = (model.name, "--text", "fox.txt", "--steps", 50, "--figure", figure.name)
+    run(*arguments)
+    old, files = figure.read_bytes(), sorted(os.listdir())
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(*arguments, code=2).stderr == f"bptt: {figure.name}: No space left on device\n"
+    assert figure.read_bytes() == old
+    assert sorted(os.listdir()) == files

@@ -152,7 +152,7 @@ TEST_CASE("slopes below float64 come with exponents") {
     CHECK(scaled.logs[lag] == doctest::Approx(p.logs[lag] - (lag >= 3 ? 70000 * std::log(2.0) : 0)).epsilon(1e-14));
 }
 
-TEST_CASE("a chain of factors that are all there") {
+TEST_CASE("a matrix for each step: n^k for matrices of ones") {
   Problem p(5, 8, {8}, 5, 9);
   const std::vector<double> matrices(8 * 25, 1.0);
   const Factors f{5, 100, 8, matrices.data(), {}, {}};

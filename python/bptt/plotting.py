@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bptt._files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,3 +75,10 @@ def gradient_decay(norms: Mapping[str, npt.NDArray[Any]], *, title: str = "") ->
     axes.tick_params(which="both", color="0.5")
     axes.legend(frameon=False, title="median and middle 80 % of sequences", alignment="left")
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as the kind of file that the path's suffix names, whole or not at all (`write_atomically`)."""
+    data = io.BytesIO()
+    figure.savefig(data, format=path.suffix[1:])
+    write_atomically(path, data.getvalue())

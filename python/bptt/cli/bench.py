@@ -24,6 +24,7 @@ def bench(
     """
     from bptt import bench
     from bptt._files import write_atomically
+    from bptt.plotting import save
 
     output.mkdir(parents=True, exist_ok=True)
     require_writable(output)
@@ -36,7 +37,7 @@ def bench(
     facts = report.to_dict()
     files = {"facts": output / "bptt-bench.json", "figure": output / "bptt-bench.png"}
     write_atomically(files["facts"], (format_json.dumps(facts, indent=2) + "\n").encode())
-    report.plot().savefig(files["figure"])
+    save(report.plot(), files["figure"])
     if json:
         print_json(facts)
     else:

@@ -53,7 +53,7 @@ def demo(
 def _chapters(output: Path, seconds: float, *, quiet: bool) -> Iterator[tuple[str, Any, str]]:
     """The demonstration step by step: the name of what was found, the facts, and the words for them."""
     from bptt.character_model import CharacterModel
-    from bptt.plotting import gradient_decay
+    from bptt.plotting import gradient_decay, save
     from bptt.text import Vocabulary, entropy, python_topics, split, streams
     from bptt.train import Settings, Training
 
@@ -125,8 +125,8 @@ def _chapters(output: Path, seconds: float, *, quiet: bool) -> Iterator[tuple[st
         "flow": output / "bptt-demo-flow.png",
     }
     training.save(files["model"])
-    gradient_decay(norms, title="How far back the gradient of one error reaches").savefig(files["figure"])
-    flow.plot().savefig(files["flow"])
+    save(gradient_decay(norms, title="How far back the gradient of one error reaches"), files["figure"])
+    save(flow.plot(), files["flow"])
     yield (
         "files",
         files,

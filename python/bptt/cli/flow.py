@@ -35,6 +35,7 @@ def flow(
     """Whether a model's gradient vanishes or explodes on its inputs, how fast, and how far back it reaches."""
     import bptt
     from bptt.character_model import CharacterModel
+    from bptt.plotting import save
     from bptt.text import read_text
 
     if (text is None) == (npz is None):
@@ -42,6 +43,8 @@ def flow(
     if figure is not None:
         if figure.suffix not in FIGURES:
             raise ValueError(f"--figure must end in {', '.join(FIGURES)}; got {figure}")
+        if figure.is_dir():
+            raise ValueError(f"--figure must name a file; {figure} is a directory")
         require_writable(figure.parent)
     if text is not None:
         characters = CharacterModel.load(model)
@@ -56,7 +59,7 @@ def flow(
     else:
         print(result)
     if figure is not None:
-        result.plot().savefig(figure)
+        save(result.plot(), figure)
         if not json:
             print(f"\nWrote the figure {figure}")
 
