@@ -132,7 +132,7 @@ def test_random_network_above_one_approaches_the_mean_field(gain, mean_field):
 def basis(n, k, seed=0):
     """A random orthonormal basis as a level takes it."""
     Q = zero_rows(k, n)
-    Q[:, :n] = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, k)))[0].T
+    Q[:, :n] = np.linalg.qr(np.random.default_rng(seed).standard_normal((k, n)).T)[0].T
     return Q
 
 
@@ -279,7 +279,7 @@ def test_the_largest_is_that_of_a_vector_whatever_is_lost_beside_it(level, k):
     rnn = bptt.RNN(W, 10 * rng.standard_normal((n, 3)))
     trajectory = bptt.forward(rnn, rng.standard_normal((T, 3)))
     moduli = np.abs(trajectory.preactivations[:-1])
-    v = np.linalg.qr(np.random.default_rng(0).standard_normal((n, k)))[0][:, 0]
+    v = np.linalg.qr(np.random.default_rng(0).standard_normal((k, n)).T)[0][:, 0]
     growth = 0.0
     for log_d in 2 * (np.log(2) - moduli - np.log1p(np.exp(-2 * moduli))):
         logs = log_d + np.log(np.abs(v), out=np.full(n, -np.inf), where=v != 0)

@@ -128,7 +128,7 @@ def test_the_error_of_a_step_by_the_states_before_it(cls, batched):
     states = states_of(*GATED[cls], rnn.all_weights[0], u, torch.cat(hx, -1)[0])
     error = states[-1][:N].sin().sum()
     assert flow.of_error
-    assert np.array_equal(flow.contributions[0, :6], np.full(6, -np.inf))  # nothing at t = 5
+    assert np.isnan(flow.contributions[0]).all()  # no error at t = 5
     for lag in range(T):
         (gradient,) = torch.autograd.grad(error, states[T - lag], retain_graph=True)
         assert flow.contributions[1, lag] == pytest.approx(float(gradient.norm().log()), abs=1e-5)
@@ -205,7 +205,7 @@ class Leaky(torch.nn.Module):
 
     def forward(self, x, h=None):
         h = x.new_zeros(len(x), N) if h is None else h
-        return 0.9 * h + 0.1 * torch.tanh(self.linear(torch.cat([x, h], -1)))
+        return 0.7 * h + 0.1 * torch.tanh(self.linear(torch.cat([x, h], -1)))
 
 
 @pytest.mark.parametrize("hx", [None, torch.linspace(-1, 1, B * N).reshape(B, N)])

@@ -10,6 +10,7 @@ import numpy as np
 from bptt._bundles import steps as steps_of
 from bptt._kernel import Array
 from bptt._progress import Progress, Tick, meter, part
+from bptt._quantiles import median
 from bptt._validate import integer, proper_fraction
 from bptt.chain import chain_norms
 from bptt.lyapunov import Lyapunov, lyapunov_spectrum
@@ -23,6 +24,10 @@ _EXPONENTS = 64
 #: Progress through a stage of the work on a sequence is told in so many parts.
 STAGE = 1000
 
+#: Of a normal distribution: the standard error of its median by its median absolute deviation, for one sample, and what
+#: that falls short of in few samples (Croux and Rousseeuw 1992).
+_ERROR_OF_MEDIAN, _SHORT_OF = 1.4826 * np.sqrt(np.pi / 2), 0.8
+
 #: Of the steps of a sequence, those in which the directions of its Lyapunov exponents align.
 _WARM_UP = 0.1
 
@@ -35,7 +40,7 @@ class Survey:
     Attributes
     ----------
     sequences : integer array
-        Those looked at: of at least 3 steps.
+        Those looked at: of at least 3 steps, one of them a stop.
     lags : int
         The largest lag.
     """
@@ -53,7 +58,6 @@ class Survey:
         fraction: Any,
     ) -> None:
         self._steps, self._threads = steps, threads
-        self.sequences = np.flatnonzero(steps >= 3)
         T = last = int(steps.max())
         if T < 3:
             raise ValueError(f"{name} must have a sequence of at least 3 steps; the longest has {T}")
@@ -62,6 +66,7 @@ class Survey:
             last = int(self._stops_of(T).max(initial=1))
             if last < 2:
                 raise ValueError(f"stops must hold a step after the first; got {stops!r}")
+        self.sequences = np.flatnonzero([T >= 3 and (self._given is None or len(self._stops_of(T)) > 0) for T in steps])
         self.lags = min(_MAX_LAG if max_lag is None else integer("max_lag", max_lag, 1), last - 1)
         self._exponents = min(n, _EXPONENTS) if k is None else integer("k", k, 1)
         if self._exponents > n:
@@ -98,6 +103,7 @@ class Survey:
         self._stops.append(t)
         self._norms.append(norms)
         self._spectra.append(spectrum)
+        self._without = None if of_error is None else ~np.isin(t, of_error)
         return t, norms
 
     def _stops_of(self, T: int) -> Array:
@@ -111,22 +117,23 @@ class Survey:
         return chain_norms(**chain, vectors=vectors, stops=t, max_lag=self.lags, threads=self._threads)
 
     def contribute(self, contributions: Array) -> None:
-        """The contributions of the sequence looked at last, by stop and lag."""
+        """The contributions of the sequence looked at last, by stop and lag; a stop without an error has none."""
+        if self._without is not None:
+            contributions[self._without] = np.nan
         self._contributions.append(contributions)
 
     def results(self) -> dict[str, Any]:
         """The fields of `Flow` that are gathered here."""
         rates, standard_errors = _pooled(self._spectra)
-        dead = [bool(np.isneginf(spectrum.exponents[0])) for spectrum in self._spectra]
         order = np.argsort(-rates, kind="stable")  # those that lie within their errors may come in another
         return {
             "norms": np.concatenate(self._norms),
             "contributions": np.concatenate(self._contributions),
             "stops": np.concatenate(self._stops),
             "sequences": np.repeat(self.sequences, [len(t) for t in self._stops]),
-            "dead": self.sequences[dead],
             "exponents": rates[order],
             "standard_errors": standard_errors[order],
+            "by_sequence": np.array([spectrum.exponents for spectrum in self._spectra])[:, order],
             "fraction": self._fraction,
         }
 
@@ -138,14 +145,19 @@ def _evenly(steps: Array, count: int) -> Array:
 
 
 def _pooled(spectra: list[Lyapunov]) -> tuple[Array, Array]:
-    """The means over independent sequences in which a direction lives, by the steps that counted; standard errors."""
+    """Medians over the sequences, by the steps that counted, and their standard errors.
+
+    The errors are what the sequences scatter by, so that one alone among many moves neither; at least the noise within.
+    """
+    if len(spectra) == 1:
+        return spectra[0].exponents, spectra[0].standard_errors
     rates = np.array([spectrum.exponents for spectrum in spectra])
-    errors_of = np.array([spectrum.standard_errors for spectrum in spectra])
-    lives = np.isfinite(rates)
-    steps = np.array([spectrum.ends[-1] for spectrum in spectra], float)
-    share = np.where(lives, steps[:, None], 0)
-    total = share.sum(axis=0)
-    share /= np.maximum(total, 1)
-    means = (share * np.where(lives, rates, 0)).sum(axis=0)
-    errors = np.hypot.reduce(share * np.where(lives, errors_of, 0), axis=0)
-    return np.where(total > 0, means, -np.inf), np.where(total > 0, errors, np.nan)
+    steps = np.array([int(spectrum.ends[-1]) for spectrum in spectra])
+    medians = median(rates, steps)
+    alive = np.isfinite(medians)
+    many = steps.sum() ** 2 / np.sum(steps.astype(float) ** 2)  # sequences of one length, in effect
+    scatter = median(np.abs(rates[:, alive] - medians[alive]), steps) * many / (many - _SHORT_OF)
+    noise = median(np.array([spectrum.standard_errors[alive] for spectrum in spectra]) * np.sqrt(steps)[:, None], steps)
+    errors = np.full(len(medians), np.nan)
+    errors[alive] = np.fmax(_ERROR_OF_MEDIAN * scatter / np.sqrt(many), noise / np.sqrt(steps.sum()))
+    return medians, errors

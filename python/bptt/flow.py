@@ -46,18 +46,17 @@ class Flow:
     contributions : array of shape (R, L + 1)
         Log norm of the contribution of step k to ∂(w_t E_t)/∂W_R: `contributions`; or, without an error, to ∂h_t/∂W_R:
         ‖P(k,t)‖_2 ‖a_{k-1}‖_2. Of a cell known by its Jacobians, ‖g_t P(k,t)‖_2 with g_t = ∂E/∂h_t, the direct part; or
-        ``norms``.
+        ``norms``. nan where k < 1, or no error enters at t.
     of_error : bool
         Which of the two.
     stops, sequences : integer array of shape (R,)
         t and b of each row.
     exponents, standard_errors : array of shape (k,)
-        Lyapunov exponents per step, from the largest on: each the mean over the sequences in which its direction lives,
-        by their steps; -inf where it dies in all, if at a single step. The errors are of the noise, not of a trend:
-        growth that ends after the sequences do is in the exponents.
-    dead : integer array
-        The sequences b in which all directions die. Unless all do, what is said of ‖P‖ over the rows (in the verdict,
-        the table and the figure) is without theirs.
+        Lyapunov exponents per step, from the largest on: medians over the sequences, each counting by its steps; -inf
+        for a direction that dies, if at a single step. The errors are of the noise and of what the sequences differ by,
+        not of a trend: growth that ends after the sequences do is in the exponents.
+    by_sequence : array of shape (S, k)
+        Those of each sequence that has rows.
     certificates : Certificates or None
         For all inputs along which the slopes stay in the range seen here. None of a cell known by its Jacobians.
     fraction : float
@@ -66,7 +65,7 @@ class Flow:
         "vanishing", "exploding", "marginal" or "transient growth, then decay"; see Notes.
     horizon : int
         The largest lag at which, in the median (of logarithms) over the rows that have it, a contribution there or
-        farther back exceeds ``fraction`` of the largest of its row.
+        farther back exceeds ``fraction`` of the largest of its row; 0 if all are zero.
 
     Notes
     -----
@@ -81,9 +80,9 @@ class Flow:
     of_error: bool
     stops: Array
     sequences: Array
-    dead: Array
     exponents: Array
     standard_errors: Array
+    by_sequence: Array
     certificates: Certificates | None
     fraction: float
 
@@ -94,7 +93,7 @@ class Flow:
             return "marginal"
         if rate > tolerance and not self._ends:
             return "exploding"
-        grows = rate > tolerance or np.nanmax(median(self._living)) > np.log(2)
+        grows = rate > tolerance or np.nanmax(median(self.norms)) > np.log(2)
         return "transient growth, then decay" if grows else "vanishing"
 
     @property
@@ -128,10 +127,9 @@ class Flow:
         return int(self.norms.shape[1]) - 1
 
     @property
-    def _living(self) -> Array:
-        """The norms of the sequences that are not dead, or of all if all are."""
-        dead = np.isin(self.sequences, self.dead)
-        return self.norms if dead.all() else self.norms[~dead]
+    def _reaches_on(self) -> bool:
+        """Whether the horizon lies beyond the lags looked at."""
+        return bool(self.horizon == self._max_lag < self.stops.max() - 1)
 
     @property
     def _ends(self) -> bool:
@@ -139,9 +137,9 @@ class Flow:
         return self.certificates is not None and self.certificates.vanishes
 
     def _relative(self) -> Array:
-        """Log of each contribution by the largest of its row, of the rows that are not all zero."""
-        rows = self.contributions[np.isfinite(self.contributions).any(axis=1)]
-        return rows - np.nanmax(rows, axis=1, keepdims=True) if len(rows) else rows
+        """Log of each contribution by the largest of its row; of zeros by zero too."""
+        largest = np.fmax.reduce(self.contributions, axis=1, keepdims=True)
+        return np.asarray(self.contributions - np.where(np.isneginf(largest), 0, largest))
 
 
 def gradient_flow(
@@ -181,8 +179,9 @@ def gradient_flow(
         (T, n), or a list of such.
     stops : integer array, optional
         The steps t that are looked at, 1 .. T of the longest sequence, not the first alone; negative ones count from
-        each sequence's own end, where -1 is its last; in a shorter sequence those it has. None: 8 to 64 of each
-        sequence, evenly spaced, its last among them, and as many of those at which an error enters.
+        each sequence's own end, where -1 is its last; in a shorter sequence those it has, and without any it is left
+        out. None: 8 to 64 of each sequence, evenly spaced, its last among them, and as many of those at which an error
+        enters.
     max_lag : int, optional
         The largest lag, at least 1, as far as there are stops so late. None: 200, or T - 1.
     k : int, optional

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Decades of the heat map, below the largest contribution of each row.
 _DECADES = 6
 
+#: Decades beyond the median that the range may take of the axis, or twice its own.
+_OUTSIDE = 10
+
 _LN10 = float(np.log(10.0))
 
 
@@ -45,17 +48,17 @@ def _title(flow: Flow) -> str:
     verdict = flow.verdict.capitalize()
     if not np.isfinite(flow.contributions).any():
         return f"{verdict}: all contributions are zero"
-    beyond = "more than " if flow.horizon == flow.norms.shape[1] - 1 else ""
+    beyond = "more than " if flow._reaches_on else ""
     return f"{verdict}: the gradient reaches back {beyond}{in_steps(flow.horizon)}"
 
 
 def _norms(axes: Axes, flow: Flow) -> None:
     lags = np.arange(flow.norms.shape[1])
-    middle, low, high = (_shown(curve) for curve in quantiles(flow._living))
+    middle, low, high = (_shown(curve) for curve in quantiles(flow.norms))
     known = np.flatnonzero(np.isfinite(middle))
-    seen = np.concatenate([low, high])
-    seen = seen[np.isfinite(seen)]
-    bottom, top = seen.min(), seen.max()
+    bottom, top = np.nanmin(middle), np.nanmax(middle)
+    outside = max(2 * (top - bottom), _OUTSIDE)
+    bottom, top = max(np.nanmin(low), bottom - outside), min(np.nanmax(high), top + outside)
     margin = max(0.5, (2 - (top - bottom)) / 2, 0.12 * (top - bottom))  # two decades at least
     bottom, top = bottom - margin, top + margin
     low = np.where(np.isnan(low), bottom, low)  # of zeros
@@ -98,7 +101,7 @@ def _norms(axes: Axes, flow: Flow) -> None:
             label += ", soon out of sight" if seen.any() else ", out of sight"
         axes.plot(lags, curve, color=color, linewidth=1.8, linestyle=(0, (5, 2)), label=label)
     if np.isfinite(flow.contributions).any():
-        label = f"horizon {'>' if flow.horizon == lags[-1] else '='} {flow.horizon}"
+        label = f"horizon {'>' if flow._reaches_on else '='} {flow.horizon}"
         axes.axvline(flow.horizon, color="0.3", linewidth=1, label=label)
     axes.set_xlim(0, right)
     axes.set_ylim(bottom, top)
@@ -120,14 +123,9 @@ def _bounds(certificates: Certificates) -> Iterator[tuple[Bound, str, str]]:
 
 
 def _contributions(axes: Axes, flow: Flow) -> None:
-    rows = np.flatnonzero(np.isfinite(flow.contributions).any(axis=1))  # where there is an error
-    nothing = not rows.size
-    if nothing:
-        rows = np.arange(len(flow.contributions))
-    terms = flow.contributions[rows]
-    with np.errstate(invalid="ignore"):
-        largest = np.max(np.where(np.isnan(terms), -np.inf, terms), axis=1, keepdims=True)
-        shares = np.where(np.isneginf(terms), -np.inf, (terms - largest) / _LN10)
+    nothing = not np.isfinite(flow.contributions).any()
+    rows = np.arange(len(flow.contributions)) if nothing else np.flatnonzero(~np.isnan(flow.contributions).all(axis=1))
+    shares = flow._relative()[rows] / _LN10
     bright = np.flatnonzero((shares > -_DECADES).any(axis=0))
     shares = shares[:, : max(10, int(1.1 * bright.max(initial=0)) + 1)]
     edges, lags = np.arange(len(shares) + 1), np.arange(shares.shape[1] + 1) - 0.5
@@ -143,7 +141,7 @@ def _contributions(axes: Axes, flow: Flow) -> None:
     axes.xaxis.set_major_locator(_whole())
     axes.set_ylabel("step $t$" if b[0] == b[-1] else "sequence, its steps upwards", fontsize=11)
     left_out = len(flow.contributions) - len(rows)
-    note = f"   ({in_steps(left_out)} $t$ without any left out)" if left_out else ""
+    note = f"   ({in_steps(left_out)} $t$ without an error left out)" if left_out else ""
     axes.set_xlabel(f"lag $t-k${note}", fontsize=11)
     if flow.certificates is None:
         title = "How much of the error's pull at step $t$" if flow.of_error else "How much of a change at step $t$"
@@ -159,15 +157,16 @@ def _contributions(axes: Axes, flow: Flow) -> None:
 
 def _ticks(t: Array, b: Array) -> tuple[Array, list[str]]:
     """Some places on the axis of rows, steps t of sequences b, and what to write there."""
-    numbers, places = t, np.arange(0.5, len(t))
-    if b[0] != b[-1]:
-        places = np.flatnonzero(np.diff(b, prepend=-1)).astype(float)
-        numbers = b[places.astype(int)]
+    if b[0] == b[-1]:
+        rows = np.unique(np.linspace(0, len(t) - 1, 6).astype(int))
+        return rows + 0.5, [str(step) for step in t[rows]]
+    starts = np.flatnonzero(np.diff(b, prepend=-1))
+    sizes = np.diff(starts, append=len(b))
     some: list[int] = []
-    for i in np.unique(np.linspace(0, len(places) - 1, min(6, len(places))).astype(int)).tolist():
-        if not some or places[i] - places[some[-1]] >= len(t) / 16:  # else one would lie on the other
-            some.append(i)
-    return places[some], [str(number) for number in numbers[some]]
+    for start in starts[np.argsort(-sizes, kind="stable")].tolist():
+        if all(abs(start - other) >= len(t) / 8 for other in some):  # else one would lie on the other
+            some.append(start)
+    return np.array(some), [str(sequence) for sequence in b[some]]
 
 
 def _exponents(axes: Axes, flow: Flow) -> None:

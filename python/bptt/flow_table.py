@@ -24,23 +24,23 @@ def write(flow: Flow) -> str:
 
 def _summary(flow: Flow) -> str:
     rate, error = flow.exponents[0].round(12), flow.standard_errors[0].round(12)
-    dead, sequences = len(flow.dead), len(np.unique(flow.sequences))
     if np.isneginf(rate):
-        pace = "-inf: there is a step at which all directions die" + (", in every sequence" if sequences > 1 else "")
+        pace = "-inf: there is a step at which all directions die"
     elif flow.verdict == "marginal":
-        pace = f"{rate:+.3g} ± {error:.1g} per step, no more than noise or a factor e over the lags"
+        pace = f"{rate:+.3g} ± {error:.1g} per step, no more than twice its error, or a factor e over the lags"
         if flow.certificates is not None and (flow._ends or flow.certificates.explodes):
             pace += f"; that it {'decays' if flow._ends else 'grows'} in the end is proved"
     else:
         pace = f"{rate:+.3g} ± {error:.1g} per step, a factor e every {1 / abs(rate):.3g} steps"
         if rate > 0 and flow._ends:
             pace += ", until the decay that is proved"
-    if 0 < dead < sequences:
-        pace += f"; without {dead} of {sequences} sequences, where all directions die"
+    largest = flow.by_sequence[:, 0].round(12) + 0.0
+    if largest.min() < largest.max():
+        pace += f"; {largest.min():+.3g} to {largest.max():+.3g} in {len(largest)} sequences"
     whose = "the error's" if flow.of_error else "the state's"
-    if not len(flow._relative()):
+    if not np.isfinite(flow.contributions).any():
         reach = "none: all contributions are zero"
-    elif flow.horizon == flow._max_lag:
+    elif flow._reaches_on:
         reach = f"beyond the {flow._max_lag} lags looked at" if flow._max_lag > 1 else "beyond the lag looked at"
     elif not np.isfinite(flow.contributions[:, flow.horizon + 1 :]).any():
         reach = f"{in_steps(flow.horizon)}: farther back there are no contributions"
@@ -52,12 +52,9 @@ def _summary(flow: Flow) -> str:
 
 def _table(flow: Flow) -> str:
     lags = [lag for lag in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if lag < flow._max_lag] + [flow._max_lag]
-    columns = [*quantiles(flow._living), median(flow._relative())]
-    sequences, dead = len(np.unique(flow.sequences)), len(flow.dead)
-    of = "one sequence" if sequences == 1 else f"{sequences} sequences"
+    columns = [*quantiles(flow.norms), median(flow._relative())]
+    of = "one sequence" if len(flow.by_sequence) == 1 else f"{len(flow.by_sequence)} sequences"
     head = f"Median and range over {in_steps(len(flow.stops))} t of {of}"
-    if 0 < dead < sequences:
-        head += f" (of ‖∂h_t/∂h_k‖: of the {sequences - dead} not dead)"
     lines = [head, "  lag     ‖∂h_t/∂h_k‖      least       most   contribution / largest"]
     for lag in lags:
         middle, low, high, share = (scientific(column[lag]) for column in columns)

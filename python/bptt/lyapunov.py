@@ -168,13 +168,13 @@ def lyapunov_spectrum(
     if warm_up >= count:
         raise ValueError(f"warm_up must leave a step that counts, of the {count} there are; got {warm_up}")
     counted = count - warm_up
-    window = max(1, counted // _WINDOWS) if window is None else integer("window", window, 1)
+    window = max(1, counted // _WINDOWS) if window is None else min(integer("window", window, 1), counted)
     directions = generator("rng", rng)
 
     check_progress(progress)
     kernel, team = _levels.kernel(), _levels.resolve_threads(threads)
     Q = zero_rows(k, n)
-    Q[:, :n] = np.linalg.qr(directions.standard_normal((n, k)))[0].T
+    Q[:, :n] = np.linalg.qr(directions.standard_normal((k, n)).T)[0].T  # the same first ones for every k
     Q[steps.rank :] = 0
     leading = zero_rows(1, n)
     leading[:] = Q[:1]

@@ -66,20 +66,23 @@ def flow(
 
 def facts(flow: Flow) -> dict[str, Any]:
     """A flow as numbers by name; norms are natural logarithms, one for each lag."""
+    import numpy as np
+
     from bptt._quantiles import quantiles
 
     certificates = flow.certificates
     assert certificates is not None  # of a network there are
     bounds = asdict(certificates)
-    middle, least, most = quantiles(flow._living)
+    middle, least, most = quantiles(flow.norms)
     return {
         "verdict": flow.verdict,
         "of_error": flow.of_error,
-        "horizon": flow.horizon if len(flow._relative()) else None,
+        "horizon": flow.horizon if np.isfinite(flow.contributions).any() else None,
         "max_lag": len(middle) - 1,
         "fraction": flow.fraction,
         "exponents": flow.exponents,
         "standard_errors": flow.standard_errors,
+        "by_sequence": flow.by_sequence,
         "log_norms": {"median": middle, "least": least, "most": most},
         "vanishes": certificates.vanishes,
         "explodes": certificates.explodes,
