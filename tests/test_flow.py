@@ -233,7 +233,7 @@ def test_a_horizon_at_the_first_step_is_not_beyond_it():
     assert "4 steps: farther back there are no contributions" in str(flow)
     figure = flow.plot()
     assert figure.get_suptitle().endswith("the gradient reaches back 4 steps")
-    assert "horizon = 4" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "horizon = 4" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_proof_is_named_beside_a_marginal_rate():

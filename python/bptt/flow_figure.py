@@ -39,6 +39,7 @@ def draw(flow: Flow) -> Figure:
     grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(1.2, 1))
     figure.suptitle(_title(flow), x=0.02, ha="left", fontsize=19, fontweight="bold")
     _norms(figure.add_subplot(grid[:, 0]), flow)
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=10.5)  # beside the curves, not on them
     _contributions(figure.add_subplot(grid[0, 1]), flow)
     _exponents(figure.add_subplot(grid[1, 1]), flow)
     return figure
@@ -110,7 +111,6 @@ def _norms(axes: Axes, flow: Flow) -> None:
     axes.xaxis.set_major_locator(_whole())
     axes.set_xlabel("lag $t-k$", fontsize=12)
     axes.set_title("How a change at step $k$ arrives at step $t$", loc="left", fontsize=12)
-    axes.legend(framealpha=0.85, edgecolor="none", fontsize=10.5, loc="best")
     _plain(axes)
 
 
