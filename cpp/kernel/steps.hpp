@@ -26,7 +26,7 @@ bool rows_pay(int n, std::int64_t B) {
 }
 
 // Sequences from which on a half of them is enough for a tile.
-inline constexpr std::int64_t worth_halving = 8;
+inline constexpr std::int64_t worth_halving = 4;
 
 // Parts into which a batch is best cut for the gradient, for any number of threads: two halves of the sequences share
 // nothing but the weights, so that neither waits for the other or reads what it wrote. Each has sums of its own, which
