@@ -28,7 +28,7 @@ def problem(n: int, network: str) -> tuple[bptt.RNN, bptt.Trajectory]:
 
 def with_numpy(rnn: bptt.RNN, trajectory: bptt.Trajectory, k: int, steps: int) -> np.ndarray:
     D = 1 - trajectory.activations[1 : steps + 1] ** 2
-    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((rnn.n, k)))[0]
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((k, rnn.n)).T)[0]
     total = np.zeros(k)
     for d in D:
         Q, r = np.linalg.qr(rnn.W_R @ (d[:, None] * Q))
